@@ -1,0 +1,37 @@
+"""A recipe as its source gives it: the one type that every importer yields and preparation reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+
+class DataError(Exception):
+    """Something is wrong with the data. One line: which file or recipe, what is wrong, what to do."""
+
+
+@dataclass(slots=True)
+class Recipe:
+    """One recipe with its photos.
+
+    Args:
+        id: unique over the whole data set.
+        title: name of the dish.
+        ingredients: raw ingredient lines, in order.
+        instructions: steps, in order.
+        images: photo files, or rendered dishes (H, W, 3) uint8; empty for a text-only recipe.
+        split: "train", "val" or the name of a test split.
+        names: canonical ingredient of each line where the source knows it, else None: names are then made by rules.
+        truth: the causal variables behind a synthetic dish; empty for real ones.
+    """
+
+    id: str
+    title: str
+    ingredients: list[str]
+    instructions: list[str]
+    images: list[Path | np.ndarray]
+    split: str
+    names: list[str | None] | None = None
+    truth: dict = field(default_factory=dict)
