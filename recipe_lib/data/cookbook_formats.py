@@ -1,0 +1,195 @@
+"""The four file formats of a cookbook folder: each reader turns one file into raw fields, which `cookbook` then judges.
+
+A reader yields (line number or None, fields) a recipe. `fields` is a dict of id, title, ingredients, instructions and
+images as the file has them, of any type, or a text that says why there is none. A file that cannot be parsed at all is
+a `DataError` with file and line.
+"""
+
+from __future__ import annotations
+
+import csv
+import html
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from recipe_lib.data.recipe import DataError
+
+Fields = tuple[int | None, Any]
+
+_OTHER_NAMES = {
+    "title": ("name",),
+    "ingredients": ("recipeingredient",),
+    "instructions": ("recipeinstructions", "directions", "method", "steps"),
+    "images": ("image", "photos", "photo"),
+}
+_SECTIONS = {other: name for name in ("ingredients", "instructions") for other in (name, *_OTHER_NAMES[name])}
+# Every repeat below stops at the character that would start it anew: a hostile text costs linear time.
+_HEADING = re.compile(r"(#{1,6})\s+(.*)")
+_MARKER = re.compile(r"\s*(?:[-*+•>]+|\d{1,4}[.)])\s+(?:\[[ xX]\]\s+)?")
+_PHOTO = re.compile(r"!\[[^\[\]\n]*\]\(\s{0,9}(?:<([^<>\n]+)>|([^()\s]+))[^()\n]*\)")
+_LINK = re.compile(r"\[([^\[\]]*)\]\([^()]*\)")
+_TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
+
+
+def read_json_lines(path: Path) -> Iterator[Fields]:
+    """One object a line."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                fields = _parse_json(line, f"{path}:{number}")
+                yield number, _named(fields) if isinstance(fields, dict) else "the line is not an object {...}"
+
+
+def read_csv(path: Path) -> Iterator[Fields]:
+    """A table with a header; comma, semicolon or tab between cells. Nothing is yielded when no column is a title."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        header = file.readline()
+        file.seek(0)
+        table = csv.DictReader(file, restval="", delimiter=max(",;\t", key=header.count), strict=True)
+        try:
+            table.fieldnames = [name.strip().lower() for name in table.fieldnames or ()]
+            if not {"title", "name"}.isdisjoint(table.fieldnames):
+                for row in table:
+                    yield table.line_num, "more cells than the header" if None in row else _named(_split_cells(row))
+        except csv.Error as error:
+            raise DataError(f"{path}:{table.reader.line_num}: not a sound CSV table ({error}); correct it") from None
+
+
+def _split_cells(row: dict[str, str]) -> dict[str, Any]:
+    """Lists are lines of a cell; in a cell of one line '|' parts them."""
+    plain = {"id", "title", "name"}
+    return {k: v if k in plain else v.splitlines() if "\n" in v else v.split("|") for k, v in row.items()}
+
+
+def read_json_ld(path: Path) -> Iterator[Fields]:
+    """Every schema.org/Recipe in the file, however deep. In JSON-LD one value and a list of one are the same."""
+    stack = [_parse_json(path.read_bytes(), str(path))]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, list):
+            stack.extend(reversed(node))
+        elif isinstance(node, dict):
+            if any(re.fullmatch(r"(.*[/:])?Recipe", str(kind)) for kind in _as_list(node.get("@type"))):
+                fields = _named(node)
+                fields.pop("id", None)
+                for name in ("ingredients", "images"):
+                    fields[name] = [_address(item) for item in _as_list(fields.get(name))]
+                yield None, fields | {"instructions": _steps(fields.get("instructions"))}
+            else:
+                stack.extend(reversed(node.values()))
+
+
+def _steps(node: Any) -> list[Any]:
+    """Texts of strings, HowToStep, HowToSection, ItemList and lists of them, in order."""
+    steps, stack = [], [node]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, list):
+            stack.extend(reversed(item))
+        elif isinstance(item, dict):
+            stack.append(
+                next((item[key] for key in ("itemListElement", "item", "text", "name") if item.get(key)), None)
+            )
+        elif isinstance(item, str):  # many sites write all steps as one text, with HTML or line ends between them
+            steps += html.unescape(_TAG.sub("\n", item)).splitlines()
+        elif item is not None:
+            steps.append(item)  # a number: refused later
+    return steps
+
+
+def _address(image: Any) -> Any:
+    """An ImageObject stands for its file."""
+    keys = [key for key in ("url", "contentUrl", "@id") if key in image] if isinstance(image, dict) else []
+    return image[keys[0]] if keys else image
+
+
+class _FrontMatterLoader(yaml.SafeLoader):
+    """Plain values only: no tags, and no aliases, of which a few lines can unfold to gigabytes."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.MarkedYAMLError(problem="an alias (*name)", problem_mark=self.peek_event().start_mark)
+        return super().compose_node(parent, index)
+
+
+def read_markdown(path: Path) -> Iterator[Fields]:
+    """YAML front matter and / or sections; front matter wins. A text with neither is no recipe."""
+    front, body = {}, path.read_text(encoding="utf-8-sig")
+    if match := re.match(r"---[ \t]*\n(.*?\n)?---[ \t]*(?:\n|$)", body, re.DOTALL):
+        try:
+            front, body = yaml.load(match.group(1) or "", _FrontMatterLoader) or {}, body[match.end() :]
+        except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
+            mark, reason = getattr(error, "problem_mark", None), getattr(error, "problem", None) or error
+            line, reason = (mark.line if mark else 0) + 2, str(reason).splitlines()[0]
+            raise DataError(f"{path}:{line}: front matter is not plain YAML ({reason}); correct it") from None
+    if not isinstance(front, dict):
+        yield None, "front matter is not made of lines 'name: value'"
+        return
+    fields, found = _named(front), _sections(body)
+    if fields or found["ingredients"] or found["instructions"]:
+        images = [*_as_list(fields.get("images")), *found["images"]]
+        yield (
+            None,
+            found | {name: value for name, value in fields.items() if value not in ("", None)} | {"images": images},
+        )
+
+
+def _sections(body: str) -> dict[str, Any]:
+    """Title, photos and the two lists of a markdown text. A heading below a section's own level stays inside it."""
+    found: dict[str, Any] = {"title": None, "ingredients": [], "instructions": []}
+    found["images"] = [bracketed or plain for bracketed, plain in _PHOTO.findall(body)]
+    section, level, goes_on = None, 7, False
+    for line in _PHOTO.sub("", body).splitlines():
+        if heading := _HEADING.match(line):
+            name = heading.group(2).strip("# \t")
+            known = _SECTIONS.get((re.findall(r"\w+", name.lower()) or [""])[0])
+            if known or len(heading.group(1)) <= level:
+                section, level = known, len(heading.group(1))
+            found["title"] = found["title"] or (None if known else name)
+        elif section and line.strip():
+            marker = _MARKER.match(line)
+            text = _LINK.sub(r"\1", line[marker.end() if marker else 0 :]).replace("**", "").strip()
+            if goes_on and section == "instructions" and not marker:
+                found[section][-1] += f" {text}"  # a paragraph of several lines is one step
+            else:
+                found[section].append(text)
+        goes_on = bool(line.strip()) and not heading
+    return found
+
+
+def _named(fields: dict) -> dict[str, Any]:
+    """The fields of a recipe under our names, whatever the file calls them."""
+    fields = {str(name).lower(): value for name, value in fields.items()}
+    known = {"id": fields["id"]} if "id" in fields else {}
+    for name, others in _OTHER_NAMES.items():
+        if key := next((key for key in (name, *others) if key in fields), None):
+            known[name] = fields[key]
+    return known
+
+
+def _as_list(value: Any) -> list:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _parse_json(data: bytes, where: str) -> Any:
+    try:
+        return json.loads(data.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        raise DataError(f"{where}: not complete UTF-8 JSON ({error}); correct or remove it") from None
+
+
+READERS = {
+    ".jsonl": read_json_lines,
+    ".ndjson": read_json_lines,
+    ".csv": read_csv,
+    ".tsv": read_csv,
+    ".json": read_json_ld,
+    ".jsonld": read_json_ld,
+    ".md": read_markdown,
+    ".markdown": read_markdown,
+}

@@ -1,0 +1,114 @@
+"""Photos in and out: any common image file -> upright RGB -> small JPEG -> array for training.
+
+Files come from outside: the header is judged before a pixel is decoded, and whatever a broken file makes Pillow raise
+ends as one `ImageError` that names the file.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from recipe_lib.data.recipe import DataError
+
+MAX_PIXELS = 64_000_000  # 64 megapixels: 192 MB once decoded; phones make 12 to 50
+MAX_ASPECT = 10  # longer : shorter side; to_jpeg enlarges by the shorter side, so a 1 x 60000 strip would explode
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # none that starts another program, as EPS does
+
+
+class ImageError(DataError):
+    """A photo that cannot be used. One line: which file, what is wrong with it."""
+
+
+def read_image(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Read one photo as upright 8-bit RGB.
+
+    CMYK and palettes are converted, transparency flattened on white, 16-bit greys scaled to 8 bits; of an animation the
+    first frame is taken. A header that declares more than `max_pixels` is refused before decoding.
+
+    Raises:
+        ImageError: unreadable, empty, not an image, truncated, too large or a thin strip.
+    """
+    name = f"{len(source)} bytes" if isinstance(source, bytes) else str(source)
+    try:
+        if isinstance(source, Path) and not source.is_file():
+            raise ImageError(f"{name}: no such image file")
+        data = io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
+        # Pillow warns from 89 megapixels on; our own limit below is the one that decides.
+        with data, warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(data, formats=FORMATS) as image:
+                _check_size(*image.size, max_pixels, name)
+                image.load()
+                return _to_rgb(ImageOps.exif_transpose(image), name)
+    except ImageError:
+        raise
+    except Image.UnidentifiedImageError:
+        empty = not (source if isinstance(source, bytes) else source.stat().st_size)
+        raise ImageError(f"{name}: {'the file is empty' if empty else 'not an image'}") from None
+    except Image.DecompressionBombError:
+        raise ImageError(f"{name}: the header declares far over {max_pixels} pixels; make it smaller") from None
+    except Exception as error:  # Pillow's readers raise whatever they stumble over in a broken file
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ImageError(f"{name}: cannot be read as an image ({reason})") from None
+
+
+def to_jpeg(image: Image.Image | np.ndarray, size: int, quality: int = 90) -> bytes:
+    """Resize so that the shorter side is `size` pixels, aspect kept, and encode as JPEG; deterministic.
+
+    Small images are enlarged: a crop of `size` x `size` fits every stored photo.
+
+    Args:
+        image: RGB image, or (H, W, 3) uint8; ImageError for any other array, too large an image or a thin strip.
+        size: shorter side in pixels, 1 to 4096.
+        quality: JPEG quality, 1 to 95.
+    """
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ImageError(f"array of {image.dtype} {image.shape}: an image must be uint8 (H, W, 3)")
+        image = Image.fromarray(image)
+    if not 1 <= size <= 4096:
+        raise ImageError(f"image size {size}: must be between 1 and 4096 pixels")
+    width, height = image.size
+    _check_size(width, height, MAX_PIXELS, "image")
+    scale = size / min(width, height)
+    shape = (max(size, round(width * scale)), max(size, round(height * scale)))
+    out = io.BytesIO()
+    image.convert("RGB").resize(shape, Image.Resampling.BICUBIC).save(out, "JPEG", quality=quality)
+    return out.getvalue()
+
+
+def decode_jpeg(data: bytes) -> np.ndarray:
+    """JPEG bytes that `to_jpeg` made -> (H, W, 3) uint8, writable. Raises ImageError for anything else."""
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+            return np.array(image.convert("RGB"))
+    except Exception as error:  # see read_image
+        raise ImageError(f"{len(data)} bytes: not a stored JPEG ({error}); prepare the data again") from None
+
+
+def _check_size(width: int, height: int, max_pixels: int, name: str) -> None:
+    if width * height > max_pixels:
+        raise ImageError(f"{name}: {width} x {height} pixels is over the limit of {max_pixels}; make it smaller")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise ImageError(f"{name}: {width} x {height} pixels is a strip (over {MAX_ASPECT}:1), not a photo; crop it")
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit greys; convert("RGB") clips them to white in some versions of Pillow
+        grey = np.asarray(image)
+        if grey.min() < 0 or grey.max() > 65535:
+            raise ImageError(f"{name}: grey values outside 0..65535; save it with 8 or 16 bits")
+        # 65535 / 255 = 257 exactly. 32-bit files that hold plain 8-bit values (0..255) keep them.
+        wide = image.mode != "I" or grey.max() > 255
+        return Image.fromarray(np.rint(grey / (257 if wide else 1)).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ImageError(f"{name}: floating-point pixels have no known range; save it with 8 or 16 bits")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    return image.convert("RGB")

@@ -1,0 +1,182 @@
+"""From the store to batches: one object a step, made whole by the dataset, so that collation is not done twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from recipe_lib.data.images import decode_jpeg
+from recipe_lib.data.store import Split
+from recipe_lib.data.text import PAD
+
+
+@dataclass
+class RecipeBatch:
+    """Recipes as token ids. Each distinct sentence of the batch is there once; recipes point to it.
+
+    Shape:
+        tokens (U, L) int64, padded with PAD; title (B,), ingredients (B, S), instructions (B, T): rows of `tokens`,
+        -1 where a recipe has no more sentences.
+    """
+
+    tokens: Tensor
+    title: Tensor
+    ingredients: Tensor
+    instructions: Tensor
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> RecipeBatch:
+        return RecipeBatch(*(getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)))
+
+
+@dataclass
+class Batch:
+    """One step. `images` (B, 3, H, W) uint8 and `labels` (B, K) float are None for text-only recipes."""
+
+    recipes: RecipeBatch
+    rows: Tensor
+    images: Tensor | None = None
+    labels: Tensor | None = None
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        move = [self.recipes, self.rows, self.images, self.labels]
+        return Batch(*(None if x is None else x.to(device, non_blocking=non_blocking) for x in move))
+
+
+def recipe_batch(split: Split, rows: np.ndarray) -> RecipeBatch:
+    """Gather the token ids of some recipes."""
+    sentences = [np.arange(split.recipe_start[r], split.recipe_start[r + 1]) for r in rows]
+    flat = np.concatenate(sentences)
+    start, length = split.sentence_start[flat], split.sentence_start[flat + 1] - split.sentence_start[flat]
+    column = np.arange(length.max())
+    inside = column < length[:, None]  # (sentences, L)
+    padded = np.full(inside.shape, PAD, np.int64)
+    padded[inside] = split.words[(start[:, None] + column)[inside]]
+    tokens, which = np.unique(padded, axis=0, return_inverse=True)
+
+    bounds = np.cumsum([0] + [len(s) for s in sentences])[:-1]
+    lines = split.ingredient_lines[rows]
+    steps = np.array([len(s) for s in sentences]) - 1 - lines
+    return RecipeBatch(
+        torch.from_numpy(tokens),
+        torch.from_numpy(which[bounds]),
+        _ragged(which, bounds + 1, lines),
+        _ragged(which, bounds + 1 + lines, steps),
+    )
+
+
+def _ragged(values: np.ndarray, start: np.ndarray, length: np.ndarray) -> Tensor:
+    column = np.arange(length.max())
+    inside = column < length[:, None]
+    out = np.full(inside.shape, -1, np.int64)
+    out[inside] = values[(start[:, None] + column)[inside]]
+    return torch.from_numpy(out)
+
+
+class Draw(NamedTuple):
+    """What one step takes: rows of the paired or the text-only recipes, and the epoch that seeds augmentation."""
+
+    rows: np.ndarray
+    paired: bool
+    epoch: int
+
+
+class StudyDataset(Dataset):
+    """Batches of a split by `Draw`.
+
+    Args:
+        split: recipes with photos.
+        text_only: recipes without.
+        crop: side of the square that the network sees, pixels; at most the stored size.
+        augment: random crop, flip and choice among a recipe's photos; else centre crop of the first photo.
+        seed: the same seed, epoch and rows give the same batch in any worker.
+    """
+
+    def __init__(
+        self, split: Split, crop: int, *, text_only: Split | None = None, augment: bool = False, seed: int = 0
+    ):
+        self.split, self.text_only, self.crop, self.augment, self.seed = split, text_only, crop, augment, seed
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, draw: Draw) -> Batch:
+        rows = torch.from_numpy(draw.rows)
+        if not draw.paired:
+            return Batch(recipe_batch(self.text_only, draw.rows), rows)
+        rng = np.random.default_rng([self.seed, draw.epoch, int(draw.rows[0])])
+        images = np.stack([self._image(row, rng) for row in draw.rows])
+        labels = torch.from_numpy(self.split.label_matrix(draw.rows)).float()
+        images = torch.from_numpy(images).permute(0, 3, 1, 2)
+        return Batch(recipe_batch(self.split, draw.rows), rows, images, labels)
+
+    def _image(self, row: int, rng: np.random.Generator) -> np.ndarray:
+        photos = self.split.photos(row)
+        pixels = decode_jpeg(photos[rng.integers(len(photos)) if self.augment else 0])
+        spare = np.array(pixels.shape[:2]) - self.crop
+        if spare.min() < 0:
+            raise ValueError(f"crop_size {self.crop} is larger than the stored photos; lower it or prepare larger ones")
+        top, left = rng.integers(spare + 1) if self.augment else spare // 2
+        pixels = pixels[top : top + self.crop, left : left + self.crop]
+        return pixels[:, ::-1] if self.augment and rng.random() < 0.5 else pixels
+
+
+class PairedBatches(Sampler[Draw]):
+    """Shuffled paired batches, each followed by a text-only batch of twice the size where there are text-only recipes.
+
+    A last batch of fewer than two pairs is dropped: it would hold no negative.
+    """
+
+    def __init__(self, pairs: int, batch_size: int, *, text_only: int = 0, seed: int = 0):
+        self.pairs, self.batch_size, self.text_only, self.seed, self.epoch = pairs, batch_size, text_only, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls this: the order follows from the seed and the epoch, so a resumed run sees the same."""
+        self.epoch = epoch
+
+    def _paired(self) -> int:
+        return self.pairs // self.batch_size + (self.pairs % self.batch_size > 1)
+
+    def __len__(self) -> int:
+        return self._paired() * (2 if self.text_only else 1)
+
+    def __iter__(self) -> Iterator[Draw]:
+        rng = np.random.default_rng([self.seed, self.epoch])
+        order, text = rng.permutation(self.pairs), rng.permutation(self.text_only)
+        for step in range(self._paired()):
+            yield Draw(order[step * self.batch_size : (step + 1) * self.batch_size], True, self.epoch)
+            if self.text_only:
+                # Round and round the text-only recipes: one epoch is one pass over the pairs.
+                take = np.arange(2 * self.batch_size) + step * 2 * self.batch_size
+                yield Draw(text[np.unique(take % self.text_only)], False, self.epoch)
+
+
+class InOrder(Sampler[Draw]):
+    """Every pair once, in order: validation, extraction and evaluation."""
+
+    def __init__(self, pairs: int, batch_size: int):
+        self.pairs, self.batch_size = pairs, batch_size
+
+    def __len__(self) -> int:
+        return -(-self.pairs // self.batch_size)
+
+    def __iter__(self) -> Iterator[Draw]:
+        for start in range(0, self.pairs, self.batch_size):
+            yield Draw(np.arange(start, min(start + self.batch_size, self.pairs)), True, 0)
+
+
+def loader(dataset: StudyDataset, sampler: Sampler[Draw], workers: int = 0) -> DataLoader:
+    """A DataLoader whose samples are whole batches."""
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=sampler,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=workers > 0,
+    )
