@@ -1,0 +1,88 @@
+"""Photo encoder: any timm backbone, one linear layer, tanh (H-T, arXiv:2103.13061)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import timm
+import torch
+import yaml
+from torch import Tensor, nn
+
+
+class ImageEncoder(nn.Module):
+    """Backbone -> pooled feature -> Linear -> tanh.
+
+    Args:
+        model: timm model name, such as "resnet50" or "vit_base_patch16_224".
+        embed_dim: D, width of the joint space.
+        pretrained: load the weights that timm publishes for the model.
+        model_args: further arguments of `timm.create_model`, each as YAML "key: value".
+
+    Shape:
+        images (B, 3, H, W) uint8 -> `features` (B, C, h, w) -> `embed` (B, D).
+
+    Raises:
+        ValueError: timm has no such model, or not these arguments.
+        ConnectionError: the weights cannot be fetched.
+    """
+
+    def __init__(self, model: str, embed_dim: int, *, pretrained: bool = False, model_args: Sequence[str] = ()):
+        super().__init__()
+        self.backbone = _create(model, pretrained, model_args)
+        self.fc = nn.Linear(self.backbone.num_features, embed_dim)
+        # The statistics belong to the weights: a buffer goes where the weights go, and is saved with them.
+        config = self.backbone.pretrained_cfg
+        self.register_buffer("mean", 255 * torch.tensor(config["mean"])[:, None, None])
+        self.register_buffer("std", 255 * torch.tensor(config["std"])[:, None, None])
+
+    @property
+    def channels(self) -> int:
+        """C, channels of the feature map."""
+        return self.backbone.num_features
+
+    def features(self, images: Tensor) -> Tensor:
+        """Unpooled features: maps (B, C, h, w) of a CNN, tokens (B, N, C) of a transformer."""
+        x = (images.to(self.mean.dtype) - self.mean) / self.std
+        return self.backbone.forward_features(x.contiguous(memory_format=torch.channels_last))
+
+    def embed(self, features: Tensor) -> Tensor:
+        """(B, D) in (-1, 1)."""
+        pooled = self.backbone.forward_head(features, pre_logits=True)
+        return torch.tanh(self.fc(pooled))
+
+    def feature_map(self, features: Tensor) -> Tensor:
+        """(B, C, h, w) whatever the backbone: class tokens dropped, patch tokens laid on their grid."""
+        if features.ndim == 3:
+            patches = features[:, getattr(self.backbone, "num_prefix_tokens", 0) :]
+            side = int(patches.shape[1] ** 0.5)
+            return patches.transpose(1, 2).unflatten(2, (side, -1))
+        if features.shape[1] != self.channels:  # NHWC, as Swin gives it
+            features = features.permute(0, 3, 1, 2)
+        return features
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.embed(self.features(images))
+
+
+def _create(model: str, pretrained: bool, model_args: Sequence[str]) -> nn.Module:
+    if not timm.is_model(model):
+        near = timm.list_models(f"*{model.split('.')[0][:6]}*")[:5]
+        raise ValueError(f"image_model {model!r}: timm has no such model{'; near: ' + ', '.join(near) if near else ''}")
+    options: dict = {}
+    for argument in model_args:
+        pair = yaml.safe_load(argument)
+        if not isinstance(pair, dict):
+            raise ValueError(f'image_model_args {argument!r}: write "key: value"')
+        options |= pair
+    try:
+        return timm.create_model(model, pretrained=pretrained, num_classes=0, **options)
+    except TypeError as error:
+        raise ValueError(f"image_model_args {list(model_args)}: {model} does not take them ({error})") from None
+    except Exception as error:  # the hub client raises many kinds, none of which says what to do
+        if not pretrained:
+            raise
+        raise ConnectionError(
+            f"pretrained: true, but the weights of {model} cannot be fetched ({type(error).__name__}); "
+            "connect once so that they are cached, or set pretrained: false"
+        ) from error

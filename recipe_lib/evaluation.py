@@ -1,0 +1,232 @@
+"""What a trained system scores: embeddings of a test split, test-time controls, tidy results, the verdict."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.metrics import average_precision_score, precision_recall_fscore_support
+from torch import Tensor
+
+from recipe_lib.causal import corrupt_labels, ingredient_weights, permute_rows
+from recipe_lib.data.loading import InOrder, StudyDataset, loader, recipe_batch
+from recipe_lib.data.store import Split
+from recipe_lib.losses import posterior
+from recipe_lib.models import RetrievalSystem
+from recipe_lib.paths import write_text
+from recipe_lib.retrieval import cross_modal_ranks, evaluate, paired_bootstrap
+
+COLUMNS = [
+    "system",
+    "variant",
+    "seed",
+    "split",
+    "direction",
+    "candidates",
+    "medr",
+    "recall_1",
+    "recall_5",
+    "recall_10",
+    "ties",
+]
+CORRUPTION = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9)
+
+
+@dataclass
+class Encoded:
+    """A test split through one system, on the CPU: embedding, z, recipes (N, D); labels (N, K); logits (N, K) or None."""
+
+    embedding: Tensor
+    z: Tensor
+    recipes: Tensor
+    labels: Tensor
+    logits: Tensor | None
+
+
+@torch.inference_mode()
+def encode(system: RetrievalSystem, split: Split, *, crop: int, batch_size: int = 256, workers: int = 0) -> Encoded:
+    """Photos and recipes of a split in float32: centre crop of the first photo, no dropout."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    system = system.eval().to(device)
+    parts = []
+    for batch in loader(StudyDataset(split, crop), InOrder(len(split), batch_size), workers):
+        moved = batch.to(device)
+        image = system.encode_images(moved.images, moved.labels)
+        recipes = system.encode_recipes(moved.recipes).embedding
+        parts.append([image.embedding, image.z, recipes, batch.labels, image.logits])
+    columns = [
+        None if column[0] is None else torch.cat([x.cpu() for x in column]) for column in zip(*parts, strict=True)
+    ]
+    return Encoded(*columns)
+
+
+@torch.inference_mode()
+def queries(variant: str, system: RetrievalSystem, found: Encoded, seed: int) -> dict[str, Tensor]:
+    """The image embeddings of a variant and of its test-time controls, by name; they cost no training.
+
+    `variant@control` changes the trained variant at test time alone: `no_z` removes the term, `soft` drops the
+    threshold, `true_labels` tells the ingredients; the oracle's labels are permuted over the recipes, corrupted at a
+    rising rate, or left alone without the photo.
+    """
+    system = system.cpu()
+    out = {variant: found.embedding + found.z}
+    attached = system.config.debiasing
+    if not attached.weights:
+        return out
+    generator = torch.Generator().manual_seed(seed)
+
+    def told(labels: Tensor) -> Tensor:
+        return system.adjustment(found.embedding, ingredient_weights(labels.float()))
+
+    out[f"{variant}@no_z"] = found.embedding
+    if attached.weights == "classifier":
+        soft = ingredient_weights(system.probabilities(found.logits))
+        out[f"{variant}@soft"] = found.embedding + system.adjustment(found.embedding, soft)
+        out[f"{variant}@true_labels"] = found.embedding + told(found.labels)
+    if attached.weights == "labels":
+        out[f"{variant}@permuted_labels"] = found.embedding + told(permute_rows(found.labels, generator))
+        # A recipe without any label has no z: alone it would be a zero vector, so the labels alone keep a trace of e.
+        out[f"{variant}@labels_only"] = found.embedding * 1e-3 + found.z
+        for rate in CORRUPTION:
+            labels = corrupt_labels(found.labels, rate, generator)
+            out[f"{variant}@corrupted_{rate}"] = found.embedding + told(labels)
+    return out
+
+
+def score(
+    name: dict, images: Tensor, recipes: Tensor, *, candidates: Sequence[int], bags: int, seed: int
+) -> tuple[list[dict], pd.DataFrame]:
+    """Tidy rows for the whole split and for bags of it, and the rank of every query in the whole split.
+
+    Args:
+        name: the columns system, variant, seed and split.
+        candidates: bag sizes; those not smaller than the split are left out, the whole split is always scored.
+    """
+    sizes = [size for size in candidates if size < len(images)] + [len(images)]
+    rows = [name | row for size in sizes for row in evaluate(images, recipes, candidates=size, bags=bags, seed=seed)]
+    i2r, r2i = cross_modal_ranks(images, recipes)
+    ranks = pd.concat(
+        pd.DataFrame(name | {"direction": way, "query": np.arange(len(r)), "rank": r.numpy()})
+        for way, r in (("i2r", i2r), ("r2i", r2i))
+    )
+    return rows, ranks
+
+
+def classifier_metrics(logits: Tensor, labels: Tensor, gamma_neg: float, gamma_pos: float) -> pd.DataFrame:
+    """Precision, recall and F1, micro and macro, where sigmoid(logit) and where the calibrated posterior passes 0.5.
+
+    Classes without a positive in the split have no recall: macro means are over the others.
+    """
+    truth = labels.numpy().astype(bool)
+    seen = truth.any(0)
+    rows = []
+    for reading, p in (("sigmoid", torch.sigmoid(logits)), ("calibrated", posterior(logits, gamma_neg, gamma_pos))):
+        predicted = (p >= 0.5).numpy()
+        for average in ("micro", "macro"):
+            precision, recall, f1, _ = precision_recall_fscore_support(
+                truth[:, seen], predicted[:, seen], average=average, zero_division=0
+            )
+            rows.append(
+                {"probability": reading, "average": average, "precision": precision, "recall": recall, "f1": f1}
+            )
+    frame = pd.DataFrame(rows)
+    frame["mean_average_precision"] = average_precision_score(truth[:, seen], logits.numpy()[:, seen], average="macro")
+    return frame
+
+
+def twin_accuracy(images: Tensor, recipes: Tensor, ids: Sequence[str], twins: Sequence[str]) -> float:
+    """Share of the queries that stand nearer to their own recipe than to its near-duplicate; NaN without twins."""
+    row = {id_: i for i, id_ in enumerate(ids)}
+    pairs = [(i, row[twin]) for i, twin in enumerate(twins) if twin in row]
+    if not pairs:
+        return float("nan")
+    own, other = torch.tensor(pairs).T
+    cosine = torch.nn.functional.cosine_similarity
+    return float((cosine(images[own], recipes[own]) > cosine(images[own], recipes[other])).double().mean())
+
+
+def compare(
+    ranks: pd.DataFrame,
+    a: str,
+    b: str,
+    *,
+    split: str,
+    direction: str = "i2r",
+    k: int = 1,
+    against_split: str | None = None,
+) -> dict:
+    """R@k of variant `a` minus that of `b` over the same queries, whole split, with a 95 % paired bootstrap interval.
+
+    Seeds, where `ranks` holds several, are drawn again too. `against_split` scores `b` on another split that holds the
+    same recipes in the same order.
+    """
+
+    def hits(variant: str, where: str) -> np.ndarray:
+        rows = ranks[(ranks.variant == variant) & (ranks.split == where) & (ranks.direction == direction)]
+        return (rows.pivot(index="seed", columns="query", values="rank") <= k).to_numpy()
+
+    difference, low, high = paired_bootstrap(hits(a, split), hits(b, against_split or split))
+    return {
+        "a": a, "b": b, "split": split, "against_split": against_split or split, "direction": direction,
+        "metric": f"recall_{k}", "difference": difference, "low": low, "high": high, "seeds": int(ranks.seed.nunique()),
+    }  # fmt: skip
+
+
+def sentence(row: dict) -> str:
+    """A comparison in words: gain, loss or neither, with its interval."""
+    word = "above" if row["low"] > 0 else "below" if row["high"] < 0 else "not apart from"
+    where = row["split"] if row["split"] == row["against_split"] else f"{row['split']} against {row['against_split']}"
+    names = row["a"] if row["a"] == row["b"] else f"{row['a']} {word} {row['b']}"
+    return (
+        f"{names}: {row['direction']} {row['metric']} {row['difference']:+.3f} "
+        f"[{row['low']:+.3f}, {row['high']:+.3f}] on {where}, {row['seeds']} seed{'s' * (row['seeds'] > 1)}"
+    )
+
+
+def intervals(ranks: pd.DataFrame, direction: str, k: int = 1) -> pd.DataFrame:
+    """R@k of each variant and split in whole splits, with 95 % bootstrap intervals: variant, split, value, low, high."""
+    rows = []
+    for (variant, split), group in ranks[ranks.direction == direction].groupby(["variant", "split"], sort=False):
+        hits = (group.pivot(index="seed", columns="query", values="rank") <= k).to_numpy()
+        value, low, high = paired_bootstrap(hits, np.zeros_like(hits))
+        rows.append({"variant": variant, "split": split, "value": value, "low": low, "high": high})
+    return pd.DataFrame(rows)
+
+
+def nearest(images: Tensor, recipes: Tensor, rows: Sequence[int], k: int) -> list[list[int]]:
+    """The k recipes nearest to some photos by cosine, best first."""
+    normalise = torch.nn.functional.normalize
+    return (normalise(images[rows], dim=1) @ normalise(recipes, dim=1).T).topk(k, dim=1).indices.tolist()
+
+
+@torch.inference_mode()
+def ingredient_lines(system: RetrievalSystem, split: Split, batch_size: int = 512) -> Iterator[tuple[Tensor, Tensor]]:
+    """First-level vectors of the ingredient lines that mention a class: (features (M, E), classes (M,)) a batch."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    encoder = system.eval().to(device).recipe_encoder
+    for start in range(0, len(split), batch_size):
+        rows = np.arange(start, min(start + batch_size, len(split)))
+        batch = recipe_batch(split, rows).to(device)
+        labelled = slice(split.label_start[rows[0]], split.label_start[rows[-1] + 1])
+        recipe = np.repeat(np.arange(len(rows)), np.diff(split.label_start[start : rows[-1] + 2]))
+        position = split.positions[labelled]
+        kept = position >= 0  # lines beyond max_sentences were not tokenised
+        sentences = batch.ingredients[recipe[kept], position[kept]]
+        used, which = sentences.unique(return_inverse=True)
+        features = encoder.encode_sentences("ingredients", batch.tokens[used])[which]
+        yield features.cpu(), torch.from_numpy(split.labels[labelled][kept]).long()
+
+
+def write_results(folder: Path, results: pd.DataFrame, ranks: pd.DataFrame, metrics: dict) -> None:
+    """results.csv, ranks.parquet and metrics.json of a study."""
+    write_text(folder / "results.csv", results.to_csv(index=False, float_format="%.6g"))
+    write_text(folder / "metrics.json", json.dumps(metrics, indent=1))
+    partial = folder / "ranks.partial"
+    ranks.to_parquet(partial, index=False)
+    os.replace(partial, folder / "ranks.parquet")

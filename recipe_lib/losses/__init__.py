@@ -1,0 +1,6 @@
+"""Losses, one a file."""
+
+from recipe_lib.losses.asymmetric import asymmetric_loss, posterior
+from recipe_lib.losses.triplet import triplet_loss
+
+__all__ = ["asymmetric_loss", "posterior", "triplet_loss"]

@@ -1,0 +1,207 @@
+"""A retrieval system: encoders, and the causal module where the parameters ask for it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from recipe_lib.causal import BackdoorAdjustment, ingredient_weights, marginal_weights
+from recipe_lib.classifier import IngredientClassifier
+from recipe_lib.data.loading import RecipeBatch
+from recipe_lib.encoders import ImageEncoder, RecipeEncoder, RecipeFeatures
+from recipe_lib.encoders.recipe import COMPONENTS
+from recipe_lib.losses import posterior, triplet_loss
+
+
+@dataclass(frozen=True)
+class Debiasing:
+    """What is attached to a baseline.
+
+    Args:
+        classifier: train the ingredient classifier on the image features.
+        weights: where z takes P(ing | image) from: "" (no z), "classifier", "labels" (the oracle), "marginal".
+        dictionary: "learned", or the controls "shuffled" and "random".
+        soft: keep every probability; else those below `threshold` are dropped before they are normalised.
+        calibrated: turn the asymmetric-loss output into the probability that it stands for.
+        normalise: bring Wv(D) to the length of the image embedding.
+        gamma_neg, gamma_pos: of the asymmetric loss.
+        classifier_dim, classifier_heads, classifier_feedforward: of the Query2Label transformer.
+    """
+
+    classifier: bool = False
+    weights: str = ""
+    dictionary: str = "learned"
+    soft: bool = False
+    threshold: float = 0.5
+    calibrated: bool = False
+    normalise: bool = False
+    gamma_neg: float = 2.0
+    gamma_pos: float = 0.0
+    classifier_dim: int = 2048
+    classifier_heads: int = 4
+    classifier_feedforward: int = 8192
+
+
+# Every variant starts from the same baseline checkpoint and trains as long as the others on the same batches.
+VARIANTS: dict[str, Debiasing] = {
+    "equal_compute": Debiasing(),
+    "classifier_only": Debiasing(classifier=True),
+    "debiased": Debiasing(classifier=True, weights="classifier"),
+    "oracle": Debiasing(weights="labels"),
+    "shuffled_dictionary": Debiasing(classifier=True, weights="classifier", dictionary="shuffled"),
+    "random_dictionary": Debiasing(classifier=True, weights="classifier", dictionary="random"),
+    "soft": Debiasing(classifier=True, weights="classifier", soft=True),
+    "calibrated": Debiasing(classifier=True, weights="classifier", soft=True, calibrated=True),
+    "normalised": Debiasing(classifier=True, weights="classifier", normalise=True),
+    "marginal": Debiasing(classifier=True, weights="marginal"),
+}
+
+
+@dataclass(frozen=True)
+class SystemConfig:
+    """Architecture. Every value is a notebook parameter or a fact of the prepared data (vocabulary, num_classes)."""
+
+    vocabulary: int
+    num_classes: int
+    image_model: str = "resnet50"
+    image_model_args: tuple[str, ...] = ()
+    pretrained: bool = False
+    embed_dim: int = 1024
+    recipe_dim: int = 512
+    recipe_layers: int = 2
+    recipe_heads: int = 4
+    recipe_feedforward: int = 2048
+    dropout: float = 0.1
+    debiasing: Debiasing = field(default_factory=Debiasing)
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> SystemConfig:
+        return cls(
+            **values
+            | {"debiasing": Debiasing(**values["debiasing"])}
+            | {"image_model_args": tuple(values["image_model_args"])}
+        )
+
+
+class ImageFeatures(NamedTuple):
+    """embedding (B, D): the photo alone; z (B, D): what the adjustment adds (zeros without one); logits (B, K) or None."""
+
+    embedding: Tensor
+    z: Tensor
+    logits: Tensor | None
+
+
+class RetrievalSystem(nn.Module):
+    """Photos and recipes into one space.
+
+    Args:
+        config: the architecture.
+        dictionary: (K, E) ingredient dictionary; needed where `config.debiasing.weights` is set.
+        prior: (K,) share of the training recipes that hold each ingredient; needed for weights "marginal".
+    """
+
+    def __init__(self, config: SystemConfig, dictionary: Tensor | None = None, prior: Tensor | None = None):
+        super().__init__()
+        self.config = config
+        self.image_encoder = ImageEncoder(
+            config.image_model, config.embed_dim, pretrained=config.pretrained, model_args=config.image_model_args
+        )
+        self.recipe_encoder = RecipeEncoder(
+            config.vocabulary,
+            config.embed_dim,
+            dim=config.recipe_dim,
+            layers=config.recipe_layers,
+            heads=config.recipe_heads,
+            feedforward=config.recipe_feedforward,
+            dropout=config.dropout,
+        )
+        # One projection for each ordered pair of components, used by the self-supervised loss alone.
+        self.projections = nn.ModuleDict(
+            {
+                f"{a}_{b}": nn.Linear(config.recipe_dim, config.recipe_dim)
+                for a in COMPONENTS
+                for b in COMPONENTS
+                if a != b
+            }
+        )
+        attached = config.debiasing
+        self.classifier = self.adjustment = None
+        if attached.classifier:
+            self.classifier = IngredientClassifier(
+                self.image_encoder.channels,
+                config.num_classes,
+                dim=attached.classifier_dim,
+                heads=attached.classifier_heads,
+                feedforward=attached.classifier_feedforward,
+                dropout=config.dropout,
+            )
+        if attached.weights:
+            if dictionary is None:
+                dictionary = torch.zeros(config.num_classes, config.recipe_dim)  # filled by load_state_dict
+            self.adjustment = BackdoorAdjustment(dictionary, config.embed_dim, normalise=attached.normalise)
+        if attached.weights == "marginal":
+            self.register_buffer("prior", torch.ones(config.num_classes) if prior is None else prior.clone())
+
+    def encode_images(self, images: Tensor, labels: Tensor | None = None) -> ImageFeatures:
+        """(B, 3, H, W) uint8 -> ImageFeatures. `labels` (B, K) are read by the oracle and by nothing else."""
+        features = self.image_encoder.features(images)
+        embedding = self.image_encoder.embed(features)
+        logits = None if self.classifier is None else self.classifier(self.image_encoder.feature_map(features))
+        z = torch.zeros_like(embedding)
+        if self.adjustment is not None:
+            z = self.adjustment(embedding, self.weights(logits, labels, len(embedding)).to(embedding.dtype))
+        return ImageFeatures(embedding, z, logits)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """(B, K) logits -> P(ing | image) as the parameters want it."""
+        attached = self.config.debiasing
+        if attached.calibrated:
+            return posterior(logits.float(), attached.gamma_neg, attached.gamma_pos)
+        return torch.sigmoid(logits.float())
+
+    def weights(self, logits: Tensor | None, labels: Tensor | None, rows: int) -> Tensor:
+        """(B, K) weights of the expectation over ingredients."""
+        attached = self.config.debiasing
+        if attached.weights == "marginal":
+            return marginal_weights(self.prior, rows)
+        if attached.weights == "labels":
+            if labels is None:
+                raise ValueError("the oracle needs the true labels of each photo's recipe")
+            return ingredient_weights(labels.float())
+        return ingredient_weights(self.probabilities(logits), 0.0 if attached.soft else attached.threshold)
+
+    def encode_recipes(self, recipes: RecipeBatch) -> RecipeFeatures:
+        return self.recipe_encoder(recipes)
+
+    def self_supervised_loss(self, features: RecipeFeatures, margin: float) -> Tensor:
+        """Mean over the ordered pairs of components of the triplet loss between one and the projection of the other."""
+        part = dict(zip(COMPONENTS, features.components, strict=True))
+        losses = [
+            triplet_loss(part[a], self.projections[f"{a}_{b}"](part[b]), margin)
+            for a in COMPONENTS
+            for b in COMPONENTS
+            if a != b
+        ]
+        return torch.stack(losses).mean()
+
+
+def attach(
+    baseline: RetrievalSystem, debiasing: Debiasing, dictionary: Tensor | None = None, prior: Tensor | None = None
+) -> RetrievalSystem:
+    """A new system with the baseline's weights and the debiasing modules on top, freshly initialised.
+
+    Raises:
+        RuntimeError: the baseline lacks a weight that is not part of what is attached.
+    """
+    # The weights come from the baseline: fetching the backbone's published ones again would be waste.
+    config = replace(baseline.config, debiasing=debiasing, pretrained=False)
+    system = RetrievalSystem(config, dictionary, prior)
+    fresh = {k: v for k, v in system.state_dict().items() if k.startswith(("classifier.", "adjustment.", "prior"))}
+    system.load_state_dict(baseline.state_dict() | fresh)
+    return system

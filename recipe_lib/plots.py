@@ -1,0 +1,116 @@
+"""Figures of the study. Functions take the axes they draw on and return nothing; notebooks own the figure."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from PIL import Image
+from sklearn.manifold import TSNE
+
+COLOURS = {
+    "baseline": "#8c8c8c",
+    "equal_compute": "#4c72b0",
+    "classifier_only": "#55a868",
+    "debiased": "#c44e52",
+    "oracle": "#ccb974",
+}
+
+
+def _colour(variant: str) -> str:
+    return COLOURS.get(variant.partition("@")[0], "#8172b3")
+
+
+def photo(ax: Axes, jpeg: bytes, title: str = "", *, frame: str | None = None, width: int = 24) -> None:
+    """One photo; `frame` colours its border."""
+    ax.imshow(Image.open(io.BytesIO(jpeg)))
+    ax.set_title("\n".join(textwrap.wrap(title, width)[:3]), fontsize=8)
+    ax.set(xticks=[], yticks=[])
+    for side in ax.spines.values():
+        side.set(visible=frame is not None, color=frame, linewidth=3)
+
+
+def recipe_card(ax: Axes, recipe: dict, *, lines: int = 9, width: int = 44) -> None:
+    """A recipe's text: title, ingredient lines, the first steps."""
+    text = [textwrap.shorten(line, width, placeholder="…") for line in recipe["ingredients"][:lines]]
+    steps = textwrap.wrap(" ".join(recipe["instructions"]), width)[:3]
+    ax.text(0, 1, "\n".join(textwrap.wrap(recipe["title"], width)[:2]), va="top", fontsize=9, weight="bold")
+    ax.text(0, 0.82, "\n".join([*("· " + line for line in text), "", *steps]), va="top", fontsize=7, linespacing=1.3)
+    ax.axis("off")
+
+
+def learning_curves(ax: Axes, histories: dict[str, pd.DataFrame], metric: str, *, start: int = 0) -> None:
+    """Validation metric by epoch, a line a system; `start` shifts the epochs of runs that go on from a baseline."""
+    for name, history in histories.items():
+        first = 0 if name == "baseline" else start
+        ax.plot(history["epoch"] + first, history[metric], "o-", ms=3, label=name, color=_colour(name))
+    ax.set(xlabel="epoch", ylabel=metric.replace("val_", "validation ").replace("_", " "))
+    ax.set_ylim(bottom=0)
+    ax.legend(fontsize=8, frameon=False)
+
+
+def recall_bars(ax: Axes, table: pd.DataFrame) -> None:
+    """Horizontal bars with 95 % intervals: columns variant, value, low, high."""
+    y = np.arange(len(table))[::-1]
+    error = np.abs(table[["low", "high"]].to_numpy().T - table["value"].to_numpy())
+    ax.barh(y, table["value"], xerr=error, color=[_colour(v) for v in table["variant"]], height=0.7, error_kw={"lw": 1})
+    ax.set_yticks(y, table["variant"], fontsize=8)
+    for position, value, high in zip(y, table["value"], table["high"], strict=True):
+        ax.text(high + 0.01, position, f"{value:.3f}", va="center", fontsize=8)
+    ax.set_xlim(0, min(1.12, 1.15 * table["high"].max() + 0.05))
+
+
+def fall(ax: Axes, table: pd.DataFrame, splits: Sequence[str]) -> None:
+    """Recall from split to split, a line a variant: columns variant, split, value, low, high."""
+    variants = list(dict.fromkeys(table["variant"]))
+    for i, variant in enumerate(variants):
+        rows = table[table.variant == variant].set_index("split").loc[list(splits)]
+        x = np.arange(len(splits)) + 0.06 * (i - len(variants) / 2)
+        error = np.abs(rows[["low", "high"]].to_numpy().T - rows["value"].to_numpy())
+        ax.errorbar(
+            x, rows["value"], yerr=error, fmt="o-", capsize=2, lw=1.5, ms=4, label=variant, color=_colour(variant)
+        )
+    ax.set_xticks(range(len(splits)), splits)
+    ax.set_ylim(bottom=0)
+    ax.legend(fontsize=8, frameon=False)
+
+
+def probability_bars(
+    ax: Axes, names: Sequence[str], probabilities: np.ndarray, truth: np.ndarray, *, top: int = 10
+) -> None:
+    """The likeliest ingredients of one photo; those of its recipe are green, true ones that are missed are listed."""
+    order = np.argsort(-probabilities)[:top]
+    y = np.arange(len(order))[::-1]
+    ax.barh(y, probabilities[order], color=["#55a868" if truth[i] else "#c9c9c9" for i in order])
+    ax.set_yticks(y, [names[i] for i in order], fontsize=7)
+    ax.set_xlim(0, 1)
+    missed = [names[i] for i in np.flatnonzero(truth) if i not in order]
+    ax.set_xlabel("\n".join(textwrap.wrap("missed: " + (", ".join(missed) or "none"), 38)[:3]), fontsize=7)
+
+
+def dictionary_map(
+    ax: Axes, dictionary: np.ndarray, names: Sequence[str], counts: Sequence[int], *, seed: int = 0
+) -> None:
+    """t-SNE of the (K, E) dictionary by cosine distance; point size grows with the ingredient's frequency."""
+    flat = TSNE(metric="cosine", init="random", perplexity=min(12, (len(names) - 1) / 3), random_state=seed)
+    x, y = flat.fit_transform(dictionary - dictionary.mean(0)).T
+    ax.scatter(x, y, s=6 + 60 * np.asarray(counts) / max(counts), alpha=0.35, color="#4c72b0", lw=0)
+    for i, name in enumerate(names):
+        ax.annotate(name, (x[i], y[i]), fontsize=6.5, ha="center", va="center")
+    ax.axis("off")
+
+
+def corruption_curve(
+    ax: Axes, rates: Sequence[float], recalls: dict[str, Sequence[float]], reference: dict[str, float]
+) -> None:
+    """Recall against the share of corrupted labels, a line a split; dashed lines are systems for comparison."""
+    for (split, values), style in zip(recalls.items(), ("o-", "s--", "^:"), strict=False):
+        ax.plot(rates, values, style, ms=4, label=f"oracle, {split}", color=COLOURS["oracle"])
+    for name, value in reference.items():
+        ax.axhline(value, ls="--", lw=1, color=_colour(name), label=name)
+    ax.set(xlabel="share of true labels swapped for wrong ones", ylim=(0, 1.02))
+    ax.legend(fontsize=8, frameon=False)

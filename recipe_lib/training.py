@@ -1,0 +1,255 @@
+"""Training by Lightning: one checkpoint file an epoch, resume with the same numbers, best weights by validation R@1."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import time
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import lightning as L
+import pandas as pd
+import torch
+from lightning.fabric.utilities.warnings import PossibleUserWarning
+from lightning.pytorch.callbacks import Checkpoint
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from recipe_lib.data.loading import Batch, InOrder, PairedBatches, StudyDataset, loader
+from recipe_lib.data.store import TEXT_ONLY, Store
+from recipe_lib.losses import asymmetric_loss, triplet_loss
+from recipe_lib.models import RetrievalSystem, SystemConfig
+from recipe_lib.paths import write_text
+from recipe_lib.retrieval import cross_modal_ranks, rank_metrics
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a system is trained; see the notebooks' parameters for what each value means."""
+
+    epochs: int = 100
+    batch_size: int = 128
+    crop_size: int = 224
+    optimizer: str = "adam"
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.0
+    lr_schedule: str = "step"
+    lr_step_epochs: int = 30
+    warmup_epochs: float = 0.0
+    margin: float = 0.3
+    self_supervised_weight: float = 1.0
+    classifier_weight: float = 0.001
+    select_by: str = "i2r"
+    precision: str = "32-true"
+    seed: int = 1
+    num_workers: int = 0
+
+
+def learning_rate(config: TrainingConfig, done: float) -> float:
+    """Learning rate after `done` epochs, a fraction included."""
+    if config.lr_schedule == "step":
+        return config.learning_rate * 0.1 ** (int(done) // config.lr_step_epochs)
+    warm = min(1.0, (done + 1e-2) / config.warmup_epochs) if config.warmup_epochs else 1.0
+    return config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, done / config.epochs)))
+
+
+class TrainingTask(L.LightningModule):
+    """Losses, optimizer and validation of a retrieval system."""
+
+    def __init__(self, system: RetrievalSystem, config: TrainingConfig):
+        super().__init__()
+        self.system, self.config = system, config
+        self._found: list[tuple[Tensor, Tensor]] = []
+
+    def training_step(self, batch: Batch, _: int) -> Tensor:
+        config, system = self.config, self.system
+        recipes = system.encode_recipes(batch.recipes)
+        losses = {
+            "self_supervised": config.self_supervised_weight * system.self_supervised_loss(recipes, config.margin)
+        }
+        if batch.images is not None:
+            image = system.encode_images(batch.images, batch.labels)
+            losses["retrieval"] = triplet_loss(image.embedding + image.z, recipes.embedding, config.margin)
+            if image.logits is not None:
+                found = asymmetric_loss(
+                    image.logits, batch.labels, system.config.debiasing.gamma_neg, system.config.debiasing.gamma_pos
+                )
+                losses["classifier"] = config.classifier_weight * found
+            norms = {"e_norm": image.embedding.norm(dim=1).mean(), "z_norm": image.z.norm(dim=1).mean()}
+            self.log_dict(norms, on_step=False, on_epoch=True, batch_size=len(batch.rows))
+            self.log_dict(losses, on_step=False, on_epoch=True, batch_size=len(batch.rows))
+        return torch.stack(list(losses.values())).sum()
+
+    def validation_step(self, batch: Batch, _: int) -> None:
+        image = self.system.encode_images(batch.images, batch.labels)
+        self._found.append(
+            ((image.embedding + image.z).float(), self.system.encode_recipes(batch.recipes).embedding.float())
+        )
+
+    def on_validation_epoch_end(self) -> None:
+        images, recipes = (torch.cat(side) for side in zip(*self._found, strict=True))
+        self._found.clear()
+        for direction, ranks in zip(("i2r", "r2i"), cross_modal_ranks(images, recipes), strict=True):
+            metrics = rank_metrics(ranks)
+            self.log_dict({f"val_{direction}_{k}": metrics[k] for k in ("recall_1", "recall_10", "medr")})
+
+    def on_train_epoch_start(self) -> None:
+        # Dropout of an epoch follows from the seed and the epoch alone, so a resumed run draws the same.
+        torch.manual_seed(self.config.seed * 100_003 + self.current_epoch)
+
+    def on_train_batch_start(self, _: Batch, batch_idx: int) -> None:
+        rate = learning_rate(self.config, self.current_epoch + batch_idx / self.trainer.num_training_batches)
+        for group in self.optimizers().param_groups:
+            group["lr"] = rate
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.config.optimizer]
+        return kind(self.parameters(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay)
+
+
+class Recorder(Checkpoint):
+    """After each epoch: a row of history, the best weights so far, and all of it in one file.
+
+    One file, renamed into place, cannot disagree with itself: whenever the run dies, the last whole epoch is there
+    with its optimizer, its history and the best weights up to it.
+    """
+
+    def __init__(self, path: Path, config: TrainingConfig):
+        self.path, self.config = path, config
+        self.history: list[dict[str, float]] = []
+        self.best: dict[str, Tensor] = {}
+        self._started = time.perf_counter()
+
+    def on_train_epoch_start(self, trainer: L.Trainer, task: TrainingTask) -> None:
+        self._started = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, task: TrainingTask) -> None:
+        row = {"epoch": trainer.current_epoch + 1} | {k: float(v) for k, v in trainer.callback_metrics.items()}
+        row["seconds"] = round(time.perf_counter() - self._started, 2)
+        key = f"val_{self.config.select_by}_recall_1"
+        if not self.history or row[key] > max(past[key] for past in self.history):
+            self.best = {k: v.detach().cpu().clone() for k, v in task.system.state_dict().items()}
+        self.history.append(row)
+        print(
+            f"epoch {row['epoch']:>3}/{self.config.epochs}  retrieval loss {row['retrieval']:.4f}  "
+            f"val {self.config.select_by} R@1 {row[key]:.3f}  {row['seconds']:.1f} s",
+            flush=True,
+        )
+        partial = self.path.with_suffix(".partial")
+        trainer.save_checkpoint(partial)
+        os.replace(partial, self.path)
+
+    def state_dict(self) -> dict:
+        return {"history": self.history, "best": self.best}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.history, self.best = state["history"], state["best"]
+
+
+def train(system: RetrievalSystem, store: Store, config: TrainingConfig, folder: Path) -> pd.DataFrame:
+    """Train, or go on where a killed run of the same system, data and parameters stopped.
+
+    Leaves `model.safetensors`, `system.json` (best weights by validation R@1) and `history.csv` in `folder`, and the
+    best weights in `system`.
+
+    Returns:
+        history, a row an epoch.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    recorder = Recorder(folder / "last.ckpt", config)
+    task = TrainingTask(system, config)
+    started_as = fingerprint(system, store, config)
+    resume = _resumable(recorder.path, started_as)
+    # The notebook prints one line an epoch; Lightning's banners would drown it.
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    trainer = L.Trainer(
+        max_epochs=config.epochs,
+        precision=config.precision,
+        accelerator="auto",
+        devices=1,
+        callbacks=[recorder],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=True,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        default_root_dir=folder,
+    )
+    with warnings.catch_warnings():
+        # "does not have many workers": the number of workers is a parameter of the run.
+        warnings.simplefilter("ignore", PossibleUserWarning)
+        write_text(folder / "started.json", json.dumps({"fingerprint": started_as}))
+        trainer.fit(task, *_loaders(store, config), ckpt_path=resume, weights_only=True)
+    history = pd.DataFrame(recorder.history)
+    system.load_state_dict(recorder.best)
+    save_system(system, folder)
+    write_text(folder / "history.csv", history.to_csv(index=False))
+    return history
+
+
+def _loaders(store: Store, config: TrainingConfig) -> tuple[DataLoader, DataLoader]:
+    pairs, val = store.split("train"), store.split("val")
+    text = store.split(TEXT_ONLY) if config.self_supervised_weight and TEXT_ONLY in store.card["recipes"] else None
+    train_set = StudyDataset(pairs, config.crop_size, text_only=text, augment=True, seed=config.seed)
+    batches = PairedBatches(len(pairs), config.batch_size, text_only=len(text) if text else 0, seed=config.seed)
+    if not len(batches):
+        raise ValueError(f"{len(pairs)} training pairs: a batch needs two to hold a negative")
+    return (
+        loader(train_set, batches, config.num_workers),
+        loader(StudyDataset(val, config.crop_size), InOrder(len(val), config.batch_size), config.num_workers),
+    )
+
+
+def fingerprint(system: RetrievalSystem, store: Store, config: TrainingConfig) -> str:
+    """Digest of all that a training run follows from: start weights, parameters, data card."""
+    digest = hashlib.sha256(json.dumps([asdict(config), system.config.to_dict(), store.card], sort_keys=True).encode())
+    for name, value in sorted(system.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _resumable(path: Path, started_as: str) -> Path | None:
+    """The checkpoint to go on from; none where the run that left it was another one."""
+    started = path.with_name("started.json")
+    if not (path.is_file() and started.is_file()):
+        return None
+    if json.loads(started.read_text())["fingerprint"] != started_as:
+        print("the checkpoint here belongs to other parameters or data: training starts anew")
+        path.unlink()
+        return None
+    print(f"resuming from {path.name}")
+    return path
+
+
+def save_system(system: RetrievalSystem, folder: Path) -> None:
+    """Weights as safetensors, architecture as JSON."""
+    weights = {k: v.contiguous() for k, v in system.state_dict().items()}
+    partial = folder / "model.partial"
+    save_file(weights, partial)
+    os.replace(partial, folder / "model.safetensors")
+    write_text(folder / "system.json", json.dumps(system.config.to_dict(), indent=1))
+
+
+def load_system(folder: Path) -> RetrievalSystem:
+    """The system that `train` left in `folder`, in evaluation mode.
+
+    Raises:
+        FileNotFoundError: nothing was trained there.
+    """
+    if not (folder / "model.safetensors").is_file():
+        raise FileNotFoundError(f"{folder}: no trained system here; run the training notebook of this study first")
+    values = json.loads((folder / "system.json").read_text())
+    # Every weight comes from the file: nothing is to be fetched.
+    system = RetrievalSystem(SystemConfig.from_dict(values | {"pretrained": False}))
+    system.load_state_dict(load_file(folder / "model.safetensors"))
+    return system.eval()
+
