@@ -1,0 +1,278 @@
+"""Parameters of a run: flat YAML, checked against the notebooks' `parameters` cells before anything starts.
+
+A cell line `epochs: int = 8  # passes over the training pairs [1..]` declares name, type, default, help and constraint.
+Types are int, float, str, bool, list and list[item]; a plain list holds items of its default's type. The constraint is
+the bracket that ends the comment: an interval `[1..]`, `[0..1]`, `(0..5]` (a round bracket leaves its end out) or
+choices `[a|b|c]`; it holds for every item of a list.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import math
+import re
+from ast import literal_eval as literal
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import nbformat
+import papermill
+import yaml
+
+from recipe_lib.paths import study_dir
+
+KINDS = {"int": int, "float": float, "str": str, "bool": bool}
+_ARTICLE = {"int": "a whole number", "float": "a number", "str": "a text", "bool": "true or false", "list": "a list"}
+
+
+class ParamsError(Exception):
+    """A parameter or its file is wrong. One line: file, line, key, what is wrong, what to do."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One line of a `parameters` cell.
+
+    Args:
+        kind: "int", "float", "str", "bool" or "list".
+        item: kind of a list's items; "" where any scalar will do.
+        constraint: interval or choices as written, "" = free.
+        notebooks: stems of the notebooks that declare it.
+    """
+
+    name: str
+    kind: str
+    item: str
+    default: object
+    constraint: str
+    help: str
+    notebooks: tuple[str, ...] = field(compare=False)
+
+    def check(self, value: object) -> str:
+        """What is wrong with a value of the right type, or ""."""
+        for item in value if isinstance(value, list) else [value]:
+            if not _allowed(item, self.constraint):
+                return f"{item!r} is not in {self.constraint}"
+        if self.name == "study":
+            try:
+                study_dir(value)
+            except ValueError as error:
+                return str(error)
+        return ""
+
+
+def _allowed(value: object, constraint: str) -> bool:
+    if not constraint:
+        return True
+    inner = constraint[1:-1]
+    if "|" in inner:
+        return str(value) in inner.split("|")
+    low, high = (float(end) if end else None for end in inner.split(".."))
+    above = low is None or value > low or (value == low and constraint[0] == "[")
+    below = high is None or value < high or (value == high and constraint[-1] == "]")
+    return above and below
+
+
+# ---- the schema: the notebooks' parameters cells ----
+
+
+def declared(notebooks: Sequence[Path]) -> dict[str, Parameter]:
+    """Every parameter that the notebooks declare, by name.
+
+    Raises:
+        ParamsError: a cell cannot be read, or two notebooks declare one name differently.
+    """
+    found: dict[str, Parameter] = {}
+    for path in notebooks:
+        for parameter in _declared_by(path):
+            earlier = found.get(parameter.name)
+            if earlier and (earlier.kind, earlier.item, earlier.default, earlier.constraint) != (
+                (parameter.kind, parameter.item, parameter.default, parameter.constraint)
+            ):
+                raise ParamsError(
+                    f"{path}: {parameter.name}: type, default or constraint is not the one in "
+                    f"{earlier.notebooks[0]}; make the two lines alike"
+                )
+            names = (*(earlier.notebooks if earlier else ()), path.stem)
+            found[parameter.name] = Parameter(**{**vars(earlier or parameter), "notebooks": names})
+    return found
+
+
+def _declared_by(path: Path) -> list[Parameter]:
+    try:
+        notebook = nbformat.read(path, as_version=4)
+    except Exception as error:  # nbformat raises many kinds for a broken file
+        raise ParamsError(f"{path}: not a readable notebook ({type(error).__name__})") from None
+    sources = [cell.source for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    if not sources:
+        return []
+    try:
+        lines = papermill.inspect_notebook(str(path).replace("{", "{{").replace("}", "}}"))  # it fills in braces
+        cell = ast.parse(sources[0])  # papermill takes the first one
+    except (ValueError, SyntaxError) as error:  # no kernel named in the metadata; not Python
+        raise ParamsError(f"{path}: its parameters cell cannot be read: {error}") from None
+    # papermill leaves out, with a mere log line, what it cannot parse: a second "=" in the help is enough.
+    for name in (node.id for node in ast.walk(cell) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)):
+        if name not in lines:
+            raise ParamsError(f"{path}: {name}: papermill cannot read this line; leave one '=' and one '#' in it")
+    return [_parameter(path, line) for line in lines.values()]
+
+
+def _parameter(path: Path, line: dict) -> Parameter:
+    """One of papermill's inspected lines, its default checked like any value."""
+    where = f"{path}: {line['name']}"
+    try:
+        default = literal(line["default"])
+    except (ValueError, SyntaxError):
+        raise ParamsError(f"{where}: the default {line['default']} is not a literal") from None
+    kind, _, item = line["inferred_type_name"].strip().removesuffix("]").partition("[")
+    if kind == "None":
+        kind = type(default).__name__
+    if isinstance(default, list) and not item:
+        item = type(default[0]).__name__ if len({type(value) for value in default}) == 1 else ""
+    if kind not in (*KINDS, "list") or item not in ("", *KINDS):
+        raise ParamsError(f"{where}: the type must be int, float, str, bool, list or list[one of these]")
+    if kind == "float" and type(default) is int:
+        default = float(default)
+    values = default if kind == "list" and isinstance(default, list) else [default]
+    expected = item if kind == "list" else kind
+    if (kind == "list") != isinstance(default, list) or any(
+        expected and type(v) is not KINDS[expected] for v in values
+    ):
+        raise ParamsError(f"{where}: the default {line['default']} is not {_ARTICLE[kind]} as declared")
+    parameter = Parameter(line["name"], kind, item, default, _constraint(where, line["help"]), line["help"], ())
+    if wrong := parameter.check(default):
+        raise ParamsError(f"{where}: the default {wrong}")
+    return parameter
+
+
+def _constraint(where: str, text: str) -> str:
+    """The bracket that ends a help text, checked; "" where there is none."""
+    number = r"(-?[0-9.]*[0-9](?:e-?[0-9]+)?)?"
+    if match := re.search(rf"[\[(]{number}\.\.{number}[\])]\s*$|\[[^\[\]]*\|[^\[\]]*\]\s*$", text):
+        return match[0].strip()
+    if re.search(r"\[[^\[\]]*\]\s*$", text):
+        raise ParamsError(f"{where}: the bracket that ends the comment must be [low..high] or [a|b|c]")
+    return ""
+
+
+# ---- the values: files and the command line ----
+
+
+def load(
+    files: Iterable[Path], overrides: Iterable[tuple[str, str]], schema: dict[str, Parameter]
+) -> dict[str, object]:
+    """Every declared parameter's value: its default, then the files (later wins), then the command line's.
+
+    An empty file leaves all defaults. A float may be written 1e-4, which YAML itself reads as text, and an int is
+    taken for a float; nothing else is converted.
+
+    Args:
+        files: flat YAML files.
+        overrides: (key, text) pairs; the text of a str parameter is taken as it is, any other is YAML.
+        schema: what `declared` returned.
+
+    Raises:
+        ParamsError: with file, line and key.
+    """
+    values = {name: parameter.default for name, parameter in schema.items()}
+    for path in files:
+        for key, node, where in _entries(path):
+            values[key] = _checked(where, key, node, schema)
+    for key, text in overrides:
+        where = f"-p {key}"
+        if key in schema and schema[key].kind == "str":
+            node = yaml.ScalarNode("tag:yaml.org,2002:str", text)
+        else:
+            node = _compose(where, text)
+        values[key] = _checked(where, key, node, schema)
+    return values
+
+
+def _compose(where: str, text: str) -> yaml.Node | None:
+    """YAML text as nodes, which know their lines; nothing is constructed, so no tag can do anything."""
+    try:
+        return yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ParamsError(f"{where}{line}: not YAML: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise ParamsError(f"{where}: not YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise ParamsError(f"{where}: not flat YAML: nested too deep") from None
+
+
+def _entries(path: Path) -> list[tuple[str, yaml.Node, str]]:
+    """The (key, value node, "file:line: key") triples of a flat YAML file."""
+    try:
+        root = _compose(str(path), path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise ParamsError(f"{path}: {error.strerror or error}; name a YAML file of parameters") from None
+    except UnicodeDecodeError as error:
+        raise ParamsError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    if root is None or root.tag.endswith(":null"):
+        return []
+    if not isinstance(root, yaml.MappingNode):
+        raise ParamsError(f"{path}:{root.start_mark.line + 1}: not `key: value` lines")
+    entries, lines = [], {}
+    for key_node, node in root.value:
+        line = key_node.start_mark.line + 1
+        key = str(key_node.value) if isinstance(key_node, yaml.ScalarNode) else "?"
+        if key in lines:
+            raise ParamsError(f"{path}:{line}: {key}: already set in line {lines[key]}; keep one of the two")
+        lines[key] = line
+        entries.append((key, node, f"{path}:{line}: {key}"))
+    return entries
+
+
+def _checked(where: str, key: str, node: yaml.Node | None, schema: dict[str, Parameter]) -> object:
+    for part in [node, *(node.value if isinstance(node, yaml.SequenceNode) else [])]:
+        if part and not re.fullmatch(r"tag:yaml\.org,2002:(str|int|float|bool|null|timestamp|value|seq|map)", part.tag):
+            tag = part.tag.replace("tag:yaml.org,2002:", "!!")
+            raise ParamsError(f"{where}: the tag {tag} is refused; write a plain value")
+    if isinstance(node, yaml.MappingNode):
+        raise ParamsError(f"{where}: holds nested keys; parameters are flat, write each as `key: value` without indent")
+    if key not in schema:
+        nearest = difflib.get_close_matches(key, schema, n=1, cutoff=0.5)
+        hint = f"did you mean {nearest[0]}?" if nearest else "--list shows all parameters"
+        raise ParamsError(f"{where}: no notebook declares this key; {hint}")
+    parameter = schema[key]
+    if parameter.kind == "list" and isinstance(node, yaml.SequenceNode):
+        value = [_scalar(where, item, parameter.item) for item in node.value]
+    elif parameter.kind == "list":
+        raise ParamsError(f"{where}: must be a list like [1, 2]{_given(node)}")
+    else:
+        value = _scalar(where, node, parameter.kind)
+    if wrong := parameter.check(value):
+        raise ParamsError(f"{where}: {wrong}")
+    return value
+
+
+def _given(node: yaml.Node | None) -> str:
+    if node is None or node.tag.endswith(":null"):
+        return ', not nothing (an empty text is "")'
+    if not isinstance(node, yaml.ScalarNode):
+        return ", not a list"
+    shown = node.value if len(node.value) <= 60 else f"{node.value[:60]}..."
+    return f", not {shown!r}" if node.style else f", not {shown}"
+
+
+def _scalar(where: str, node: yaml.Node | None, kind: str) -> object:
+    """A scalar node as the kind; kind "" takes the type that YAML gives it."""
+    tag = node.tag.rpartition(":")[2] if isinstance(node, yaml.ScalarNode) else ""
+    plain = bool(tag) and node.style is None
+    kind = kind or (tag if tag in KINDS else "str")
+    if kind == "str" and tag == "str":
+        return node.value
+    if kind == "bool" and tag == "bool":
+        return yaml.SafeLoader.bool_values[node.value.lower()]
+    if kind == "int" and plain and re.fullmatch(r"[-+]?(0|[1-9][0-9]{0,18})", node.value):
+        return int(node.value)
+    if kind == "float" and plain and re.fullmatch(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?", node.value):
+        value = float(node.value)
+        if math.isfinite(value):
+            return value
+    quote = "; put it in quotes" if kind == "str" and plain and tag != "null" else ""
+    raise ParamsError(f"{where}: must be {_ARTICLE[kind]}{_given(node)}{quote}")

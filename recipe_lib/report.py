@@ -1,0 +1,133 @@
+"""One HTML page about a run, self-contained: parameters, times, results, verdict and every figure."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+from jinja2 import Environment
+from nbconvert import HTMLExporter
+
+from recipe_lib.record import read_manifest, write_text
+
+PAGE = """\
+<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Causal Kitchen: {{ study }}</title>
+<style>
+body { font: 1rem/1.5 system-ui, sans-serif; max-width: 70rem; margin: 0 auto; padding: 1rem; color: #1a1a1a;
+  background: #fff; }
+h1, h2, h3 { line-height: 1.2; margin-top: 2rem; }
+a { color: #0b57a4; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
+caption { text-align: left; font-weight: 600; padding: .4rem 0; }
+th, td { border-bottom: 1px solid #ccc; padding: .25rem .75rem .25rem 0; text-align: left; vertical-align: top; }
+figure { margin: 1.5rem 0; }
+img { max-width: 100%; height: auto; }
+figcaption { color: #444; }
+.verdict { border-left: .3rem solid #0b57a4; padding: .5rem 1rem; background: #f0f5fa; white-space: pre-line; }
+</style>
+</head>
+<body>
+<main>
+<h1>Causal Kitchen: {{ study }}</h1>
+{% if verdict %}<h2>Verdict</h2>
+<p class="verdict">{{ verdict }}</p>
+{% endif %}{% macro table(title, head, rows) %}<div class="wide" role="region" aria-label="{{ title }}" tabindex="0">
+<table><caption>{{ title }}</caption>
+<thead><tr>{% for name in head %}<th scope="col">{{ name }}</th>{% endfor %}</tr></thead>
+<tbody>
+{% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}</tbody></table></div>
+{% endmacro %}{% if results %}<h2>Results</h2>
+{{ table("results.csv", results.columns, results.rows) }}{% endif %}<h2>Stages</h2>
+{{ table("What ran", ["stage", "state", "seconds", "peak memory, MB", "started"], stages) }}<p>Executed notebooks:
+{% for page in pages %}<a href="{{ page }}">{{ page }}</a>{% if not loop.last %}, {% endif %}{% endfor %}</p>
+{% for stage, figures in figures.items() %}<h2>Figures of {{ stage }}</h2>
+{% for name, data in figures %}<figure><img alt="{{ name }}" src="data:image/png;base64,{{ data }}">
+<figcaption>{{ name }}</figcaption></figure>
+{% endfor %}{% endfor %}<h2>What made it</h2>
+{{ table("Parameters", ["parameter", "value"], parameters) }}{{ table("Environment", ["what", "value"], environment) }}
+</main>
+</body>
+</html>
+"""
+
+
+def write_report(study_dir: Path) -> Path:
+    """Write report.html into a study's folder, and each executed notebook as HTML beside it.
+
+    Reads manifest.json, and where they exist results.csv, metrics.json (its `verdict`) and every PNG below the folder.
+    """
+    manifest = read_manifest(study_dir)
+    stages = manifest["stages"]
+    page = Environment(autoescape=True).from_string(PAGE)
+    html = page.render(
+        study=study_dir.name,
+        verdict=_verdict(study_dir / "metrics.json"),
+        results=_results(study_dir / "results.csv"),
+        stages=[
+            [name, *(stage.get(key, "") for key in ("status", "seconds", "peak_memory_mb", "started"))]
+            for name, stage in sorted(stages.items())
+        ],
+        pages=_notebook_pages(study_dir, sorted(stages)),
+        figures=_figures(study_dir),
+        parameters=[[name, json.dumps(value, ensure_ascii=False)] for name, value in manifest["parameters"].items()],
+        environment=_environment(manifest["environment"]),
+    )
+    write_text(study_dir / "report.html", html)
+    return study_dir / "report.html"
+
+
+def _verdict(path: Path) -> str:
+    return str(json.loads(path.read_text(encoding="utf-8")).get("verdict", "")) if path.is_file() else ""
+
+
+def _results(path: Path) -> dict | None:
+    if not path.is_file():
+        return None
+    table = pd.read_csv(path, keep_default_na=False)
+    rows = [
+        [f"{cell:.4g}" if isinstance(cell, float) else cell for cell in row] for row in table.itertuples(index=False)
+    ]
+    return {"columns": list(table.columns), "rows": rows}
+
+
+def _environment(facts: dict) -> list[list[str]]:
+    flat = {key: value for key, value in facts.items() if key not in ("packages", "git")}
+    if facts["git"]:
+        flat["git commit"] = facts["git"]["commit"] + (" with local changes" if facts["git"]["dirty"] else "")
+    return [[name, value] for name, value in (flat | facts["packages"]).items()]
+
+
+def _figures(folder: Path) -> dict[str, list[tuple[str, str]]]:
+    """(name, base64) of the figures of each stage; those of no stage stand under the study's name."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for path in sorted(folder.rglob("*.png")):
+        parts = path.relative_to(folder).parts
+        title = path.stem.replace("_", " ").replace("-", " ")
+        data = base64.b64encode(path.read_bytes()).decode()
+        found.setdefault(parts[0] if len(parts) > 1 else folder.name, []).append((title, data))
+    return found
+
+
+def _notebook_pages(folder: Path, stages: list[str]) -> list[str]:
+    """Names of the executed notebooks' HTML pages; a page older than its notebook is made again."""
+    # No scripts from elsewhere: a page opens without a network and calls none (so formulas show as TeX).
+    elsewhere = ("require_js_url", "jquery_url", "mathjax_url", "mermaid_js_url")
+    exporter = HTMLExporter(template_name="classic", **dict.fromkeys(elsewhere, ""))
+    pages = []
+    for stage in stages:
+        notebook, page = folder / f"{stage}.ipynb", folder / f"{stage}.html"
+        if notebook.is_file():
+            if not page.is_file() or page.stat().st_mtime_ns < notebook.stat().st_mtime_ns:
+                write_text(page, exporter.from_notebook_node(nbformat.read(notebook, as_version=4))[0])
+            pages.append(page.name)
+    return pages

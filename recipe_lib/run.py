@@ -1,0 +1,106 @@
+"""Run the study: parameters -> notebooks, in order, through papermill -> outputs/<study>/ (what run_all.sh calls)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+from recipe_lib.paths import repo_root, study_dir
+
+HELP = """\
+A stage whose notebook, parameters, library code, package versions, source data and earlier stages are unchanged is
+skipped. A run that was killed goes on with the same command. Results: outputs/<study>/ with the executed notebooks,
+a folder per stage, results.csv, metrics.json, manifest.json and report.html.
+
+also:
+  ./run_all.sh test [pytest arguments]   ruff, then the tests
+  ./run_all.sh lab [jupyter arguments]   JupyterLab on the notebooks
+  papermill --help-notebook notebooks/02_baseline_training.ipynb   the parameters of one notebook
+
+examples:
+  ./run_all.sh                                        the synthetic kitchen
+  ./run_all.sh params/smoke.yaml                      the same in about a minute
+  ./run_all.sh params/kitchen.yaml -p study seed7 -p seed 7
+  ./run_all.sh --only 05                              evaluate again what is trained
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="./run_all.sh",
+        description="Run the study's notebooks in order and leave figures, tables and a report.",
+        epilog=HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("params", nargs="*", help="flat YAML files, later wins (default: params/kitchen.yaml)")
+    parser.add_argument(
+        "-p", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help="set one parameter; wins over files"
+    )
+    part = parser.add_mutually_exclusive_group()
+    part.add_argument("--only", metavar="NN", help="run this stage alone, even if unchanged, e.g. --only 05")
+    part.add_argument("--from", dest="start", metavar="NN", help="run this stage and all later ones, even if unchanged")
+    parser.add_argument("--fresh", action="store_true", help="delete what the stages left, then run them from scratch")
+    parser.add_argument("--outputs", metavar="DIR", help="put the studies in this folder instead of outputs/")
+    parser.add_argument("--list", action="store_true", help="show the stages and all parameters, run nothing")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; the exit status is 0 only when every wanted stage is finished."""
+    args = _parser().parse_intermixed_args(argv)
+    # Imported only here: --help and a misspelt option are answered before an environment is installed.
+    from recipe_lib.params import ParamsError
+    from recipe_lib.record import RunError
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop the kernel too, as Ctrl-C does
+    try:
+        _run(args)
+    except (ParamsError, RunError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _run(args: argparse.Namespace) -> None:
+    from recipe_lib import params, stages
+
+    root = repo_root()
+    notebooks = stages.stage_notebooks(root)
+    schema = params.declared(notebooks)
+    if args.list:
+        _list(notebooks, schema)
+        return
+    files = [path if path.exists() else root / path for path in map(Path, args.params or ["params/kitchen.yaml"])]
+    values = params.load([Path(os.path.relpath(path)) for path in files], args.p, schema)
+    first = stages.position(notebooks, args.only or args.start or notebooks[0].stem)
+    if args.outputs:
+        os.environ["CAUSAL_KITCHEN_OUTPUTS"] = str(Path(args.outputs).expanduser().resolve())
+    os.environ["CAUSAL_KITCHEN_ROOT"] = str(root)
+    folder = study_dir(values["study"])
+    folder.mkdir(parents=True, exist_ok=True)
+    with stages.locked(folder), stages.kernel():
+        runner = stages.Runner(root, folder, notebooks, schema, values)
+        if args.only:
+            runner.run_only(first, args.fresh)
+        else:
+            runner.run_from(first, forced=bool(args.start), fresh=args.fresh)
+
+
+def _list(notebooks: list[Path], schema: dict) -> None:
+    for path in notebooks:
+        print(path.stem)
+    for parameter in schema.values():
+        used = " ".join(name[:2] for name in parameter.notebooks)
+        kind = f"list[{parameter.item}]" if parameter.item else parameter.kind
+        print(f"  {parameter.name}: {kind} = {json.dumps(parameter.default)}  # {parameter.help}  ({used})")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,257 @@
+"""The notebooks as stages: run one at a time through papermill, skipped when nothing that made them has changed."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import nbformat
+import papermill
+import psutil
+from ipykernel.kernelspec import write_kernel_spec
+
+from recipe_lib import record
+from recipe_lib.params import Parameter
+from recipe_lib.record import RunError
+from recipe_lib.report import write_report
+
+
+def stage_notebooks(root: Path) -> list[Path]:
+    """The stages in order: notebooks/NN_name.ipynb."""
+    found = sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    if not found:
+        raise RunError(f"{root / 'notebooks'}: no notebook named NN_name.ipynb")
+    return found
+
+
+def position(stages: list[Path], wanted: str) -> int:
+    """Index of the stage that a user names by number or name."""
+    for index, path in enumerate(stages):
+        if wanted in (path.stem, path.name, path.stem[:2], path.stem[:2].lstrip("0")):
+            return index
+    raise RunError(f"no stage {wanted}; the stages are {', '.join(path.stem for path in stages)}")
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Refuse a second run of the same study; the system frees the lock of a process that died."""
+    with open(folder / ".lock", "a+", encoding="utf-8") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.seek(0)
+            raise RunError(f"{folder}: process {handle.read()} is running this study; wait for it or stop it") from None
+        handle.truncate(0)
+        handle.write(str(os.getpid()))
+        handle.flush()
+        yield
+
+
+@contextmanager
+def kernel() -> Iterator[None]:
+    """A `python3` kernel that is this interpreter, whatever kernels and IPython start-up files the user has."""
+    with tempfile.TemporaryDirectory(prefix="causal-kitchen-", ignore_cleanup_errors=True) as temporary:
+        quiet = {"PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # no advice on debuggers at every start
+        overrides = {"env": {"PYTHONHASHSEED": "0", "IPYTHONDIR": temporary, **quiet}}
+        # The kernel logs its starts and stops; what a notebook does wrong it reports by other means.
+        write_kernel_spec(Path(temporary, "kernels", "python3"), overrides, ["--log-level=CRITICAL"])
+        os.environ["JUPYTER_PATH"] = temporary
+        os.environ.pop("OMP_NUM_THREADS", None)
+        yield
+
+
+class Runner:
+    """One run of a study's stages.
+
+    Args:
+        root: the repository.
+        folder: the study's results.
+        stages: notebooks in order.
+        schema: declared parameters.
+        values: value of every parameter.
+    """
+
+    def __init__(self, root: Path, folder: Path, stages: list[Path], schema: dict[str, Parameter], values: dict):
+        self.root, self.folder, self.stages, self.schema, self.values = root, folder, stages, schema, values
+        self.manifest = record.read_manifest(folder) | {
+            "study": folder.name,
+            "parameters": values,
+            "seeds": {name: value for name, value in values.items() if "seed" in name},
+            "environment": record.environment(root),
+        }
+        self.inputs: dict[str, dict[str, str]] = {}
+        print(f"study {folder.name}: {len(stages)} notebooks -> {os.path.relpath(folder)}", flush=True)
+
+    def run_from(self, first: int, forced: bool = False, fresh: bool = False) -> None:
+        """Bring all stages up to date; rerun those from `first` on even if unchanged (forced), from scratch (fresh)."""
+        for index in range(len(self.stages)):
+            if fresh and index == first:
+                self._discard(range(first, len(self.stages)))
+            why = self._why_run(index)
+            if why or (forced and index >= first):
+                self._run_stage(index, why or "asked for")
+            else:
+                print(f"{self._label(index)}: unchanged, skipped", flush=True)
+        self._report()
+
+    def run_only(self, wanted: int, fresh: bool = False) -> None:
+        """Run one stage, even if unchanged.
+
+        Raises:
+            RunError: an earlier stage is not up to date.
+        """
+        for index in range(wanted):
+            if why := self._why_run(index):
+                stage = self.stages[index].stem
+                raise RunError(f"--only {self.stages[wanted].stem[:2]}: {stage} {why}; use --from {stage[:2]} instead")
+        if fresh:
+            self._discard(range(wanted, wanted + 1))
+        self._run_stage(wanted, self._why_run(wanted) or "asked for")
+        self._report()
+
+    def _label(self, index: int) -> str:
+        return f"[{index + 1}/{len(self.stages)}] {self.stages[index].stem}"
+
+    def _why_run(self, index: int) -> str:
+        """Why a stage has to run, or ""; call it for the stages in order, each digest covers the ones before."""
+        path = self.stages[index]
+        earlier = record.stage_digest(self.inputs[self.stages[index - 1].stem]) if index else ""
+        inputs = record.stage_inputs(path, self._values_of(path.stem), earlier, Path(record.__file__).parent)
+        self.inputs[path.stem] = inputs
+        return record.why_run(self.folder, path.stem, self.manifest["stages"].get(path.stem), inputs)
+
+    def _values_of(self, stage: str) -> dict:
+        return {name: self.values[name] for name, parameter in self.schema.items() if stage in parameter.notebooks}
+
+    def _discard(self, wiped: range) -> None:
+        """Delete what some stages left; results of the stages after them no longer stand."""
+        records = self.manifest["stages"]
+        for index, path in enumerate(self.stages):
+            if index in wiped:
+                record.wipe(self.folder, path.stem, records.pop(path.stem, None))
+            elif index > wiped[0] and path.stem in records:
+                records[path.stem]["status"] = "outdated"
+        self._save()
+
+    def _save(self) -> None:
+        record.write_text(self.folder / "manifest.json", json.dumps(self.manifest, indent=2) + "\n")
+
+    def _report(self) -> None:
+        write_report(self.folder)
+        print(f"report: {os.path.relpath(self.folder / 'report.html')}", flush=True)
+
+    def _run_stage(self, index: int, why: str) -> None:
+        print(f"{self._label(index)}: {why}", flush=True)
+        path, stage = self.stages[index], self.stages[index].stem
+        inputs, earlier = self.inputs[stage], self.manifest["stages"].get(stage)
+        if not earlier or earlier["status"] not in ("running", "failed") or earlier["inputs"] != inputs:
+            record.wipe(self.folder, stage, earlier)  # else: an interrupted stage goes on from its checkpoints
+        entry = {
+            "status": "running",
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "digest": record.stage_digest(inputs),
+            "inputs": inputs,
+            "parameters": self._values_of(stage),
+        }
+        self.manifest["stages"][stage] = entry
+        self._save()
+        before, begin = record.snapshot(self.folder), time.monotonic()
+        try:
+            with PeakMemory() as memory:
+                _execute(self.root, path, self.folder / f"{stage}.ipynb", entry["parameters"])
+            entry["status"] = "finished"
+        except RunError:
+            entry["status"] = "failed"
+            raise
+        finally:  # what a failed or stopped stage left is recorded too, for the next run to keep or to wipe
+            entry["seconds"] = round(time.monotonic() - begin, 1)
+            entry["peak_memory_mb"] = memory.peak >> 20
+            entry["artefacts"] = record.artefacts(self.folder, stage, before)
+            self._save()
+        cost = f"{entry['seconds']} s, peak memory {entry['peak_memory_mb']} MB"
+        print(f"{self._label(index)}: done in {cost}", flush=True)
+
+
+def _execute(root: Path, notebook: Path, output: Path, parameters: dict) -> None:
+    """Run one notebook in the repository's root; on an error keep what there is as NAME.failed.ipynb.
+
+    Raises:
+        RunError: names notebook, cell and error.
+    """
+    running = output.with_name(f".running-{output.name}")
+    failed = output.with_suffix(".failed.ipynb")
+    # papermill fills in what stands between braces.
+    paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (notebook, running)]
+    kernel = {"kernel_name": "python3", "language": "python", "cwd": root}
+    try:
+        executed = papermill.execute_notebook(*paths, parameters, progress_bar=False, stdout_file=LiveLines(), **kernel)
+    except papermill.PapermillExecutionError as error:
+        cell, what = f"cell In [{error.exec_count}]", f"{error.ename}: {error.evalue}"
+    except Exception as error:  # the kernel died (out of memory), or did not start
+        cell, what = "kernel", f"{type(error).__name__}: {error}"
+    else:
+        # The paths that papermill noted are this machine's, and the temporary file's.
+        kept = {"input_path": os.path.relpath(notebook, root), "output_path": os.path.relpath(output, root)}
+        executed.metadata.papermill.update(kept)
+        nbformat.write(executed, running)
+        running.replace(output)
+        failed.unlink(missing_ok=True)
+        return
+    see = ""
+    if running.is_file():
+        running.replace(failed)
+        see = f" (see {os.path.relpath(failed)})"
+    raise RunError(f"{notebook.name}: {cell}: {' '.join(what.split())[:600]}{see}")
+
+
+class LiveLines:
+    """A notebook's standard output on the console, line by line as it comes."""
+
+    def __init__(self):
+        self._begun = ""
+
+    def write(self, text: str) -> None:
+        *lines, self._begun = (self._begun + text).split("\n")
+        for line in lines:
+            print(f"    {line.rpartition(chr(13))[2]}", flush=True)
+
+    def flush(self) -> None:
+        """Whole lines are printed at once; a begun one waits for its end."""
+
+
+class PeakMemory:
+    """Highest sum, in bytes, of the resident memory of this process's children (a kernel and its workers).
+
+    Pages that workers share with the kernel count once for each, so this is an upper bound.
+    """
+
+    def __enter__(self) -> PeakMemory:
+        self.peak = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+
+        me = psutil.Process()
+        while not self._stop.wait(0.25):
+            total = 0
+            for child in me.children(recursive=True):
+                try:
+                    total += child.memory_info().rss
+                except psutil.Error:  # it ended meanwhile
+                    continue
+            self.peak = max(self.peak, total)
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        self._thread.join()

@@ -1,0 +1,73 @@
+"""A tiny study in a folder of its own: three notebooks that write text, so that the runner is tested in seconds."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import nbformat
+import pytest
+
+STUDY = 'study: str = "kitchen"  # folder of the results below outputs/\n'
+# Where a stage may be told to misbehave: it logs that it ran, outside outputs/.
+BEGIN = """\
+from pathlib import Path
+from recipe_lib.paths import repo_root, study_dir
+out = study_dir(study) / "{stage}"
+out.mkdir(parents=True, exist_ok=True)
+with open(repo_root() / "ran.txt", "a") as log:
+    print("{stage}", file=log)
+"""
+
+
+def write_notebook(path: Path, parameters: str, *cells: str) -> None:
+    """A notebook whose first cell is tagged `parameters`."""
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook = nbformat.v4.new_notebook(metadata={"kernelspec": kernel, "language_info": {"name": "python"}})
+    notebook.cells = [nbformat.v4.new_code_cell(source) for source in (parameters, *cells)]
+    notebook.cells[0].metadata["tags"] = ["parameters"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, path)
+
+
+@pytest.fixture
+def tiny_study(tmp_path, monkeypatch) -> Path:
+    """A repository of three stages in a path with a space and braces, with the current folder in it."""
+    root = tmp_path / "a {tiny} study"
+    seed = "seed: int = 0  # seed of everything [0..]\n"
+    write_notebook(
+        root / "notebooks/01_prepare.ipynb",
+        STUDY + seed + 'source_dir: str = ""  # folder of real recipes\n',
+        BEGIN.format(stage="01_prepare"),
+        "(out / 'data.txt').write_text(str(seed))",
+    )
+    write_notebook(
+        root / "notebooks/02_train.ipynb",
+        STUDY + seed + "epochs: int = 2  # passes over the data [1..]\nrate: float = 0.1  # step size (0..1]\n"
+        'mode: str = "fine"  # what happens in training [fine|fail|hang]\n',
+        BEGIN.format(stage="02_train"),
+        "resumed = (out / 'checkpoint.txt').exists()\n(out / 'checkpoint.txt').write_text('1')\n"
+        "for epoch in range(epochs):\n    print('epoch', epoch, 'rate', rate)",
+        "import time\nif mode == 'hang' and not resumed:\n    time.sleep(60)\n"
+        "if mode == 'fail':\n    raise ValueError('first line\\nsecond line')",
+        "(out / 'weights.txt').write_text((out.parent / '01_prepare/data.txt').read_text() + f' {resumed}')",
+    )
+    write_notebook(
+        root / "notebooks/03_score.ipynb",
+        STUDY + "mark: str = ''  # text to put into the results\n",
+        BEGIN.format(stage="03_score"),
+        "import json\nweights = (out.parent / '02_train/weights.txt').read_text()\n"
+        "(out.parent / 'results.csv').write_text(f'system,medr\\n{weights}{mark},1.5\\n')\n"
+        "(out.parent / 'metrics.json').write_text(json.dumps({'verdict': 'no gain <at all>'}))\n"
+        "from PIL import Image\nImage.new('RGB', (4, 4)).save(out / 'recall_by_variant.png')",
+    )
+    (root / "params").mkdir()
+    (root / "params/kitchen.yaml").write_text("# the default\nseed: 3\n")
+    monkeypatch.chdir(root)
+    # main() sets these; monkeypatch remembers what they were and puts it back.
+    for name in ("CAUSAL_KITCHEN_ROOT", "CAUSAL_KITCHEN_OUTPUTS", "JUPYTER_PATH", "OMP_NUM_THREADS"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    handler = signal.getsignal(signal.SIGTERM)
+    yield root
+    signal.signal(signal.SIGTERM, handler)

@@ -1,0 +1,414 @@
+"""The runner: order, parameters, skipping, going on after a kill, and one line for every error."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+
+from recipe_lib import record
+from recipe_lib.run import main
+
+REPOSITORY = Path(__file__).parent.parent
+STAGES = ["01_prepare", "02_train", "03_score"]
+
+
+def ran(root: Path) -> list[str]:
+    """The stages that ran since the last call, in order."""
+    log = root / "ran.txt"
+    lines = log.read_text().split() if log.exists() else []
+    log.unlink(missing_ok=True)
+    return lines
+
+
+def manifest(root: Path, study: str = "kitchen") -> dict:
+    return json.loads((root / "outputs" / study / "manifest.json").read_text())
+
+
+def start(root: Path, *arguments: str, **options) -> subprocess.Popen:
+    """The runner as a process of its own."""
+    env = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-m", "recipe_lib.run", *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=env, cwd=root, **pipes, **options)
+
+
+def edit_cell(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+# ---- a whole run ----
+
+
+def test_a_run_leaves_notebooks_results_manifest_and_report(tiny_study, capsys):
+    assert main(["-p", "epochs", "3"]) == 0
+    shown = capsys.readouterr().out
+    assert ran(tiny_study) == STAGES
+    assert re.findall(r"^    (epoch \d rate 0.1)$", shown, re.M) == [f"epoch {n} rate 0.1" for n in range(3)]
+    assert len(re.findall(r"^\[\d/3\] .*: (not run yet|done in [\d.]+ s, peak memory \d+ MB)$", shown, re.M)) == 6
+    folder = tiny_study / "outputs/kitchen"
+    assert (folder / "02_train/weights.txt").read_text() == "3 False", "the seed of params/kitchen.yaml"
+    written = manifest(tiny_study)
+    assert written["parameters"]["epochs"] == 3 and written["seeds"] == {"seed": 3}
+    assert written["environment"]["packages"]["numpy"] and written["environment"]["cpu_count"]
+    train = written["stages"]["02_train"]
+    assert train["status"] == "finished" and train["peak_memory_mb"] > 10
+    assert train["artefacts"] == {"02_train/checkpoint.txt": 1, "02_train/weights.txt": 7}
+    assert set(written["stages"]["03_score"]["artefacts"]) == {
+        *("03_score/recall_by_variant.png", "metrics.json", "results.csv")
+    }
+    executed = nbformat.read(folder / "02_train.ipynb", as_version=4)
+    assert "epochs = 3" in executed.cells[1].source and "mark" not in executed.cells[1].source
+    assert str(tiny_study) not in (folder / "02_train.ipynb").read_text(), "no absolute path of this machine"
+    page = (folder / "report.html").read_text()
+    assert "no gain &lt;at all&gt;" in page and "<at all>" not in page
+    assert "data:image/png;base64," in page and 'alt="recall by variant"' in page and "3 False" in page
+    assert 'href="02_train.html"' in page and not re.search(r"(src|href)=.?https?:", page)
+    assert not re.search(r"(src|href)=.?https?:", (folder / "02_train.html").read_text())
+    assert sorted(path.name for path in folder.iterdir() if path.name.startswith(".")) == [".lock"]
+
+
+def test_a_second_run_skips_all_and_a_change_runs_what_depends_on_it(tiny_study, capsys):
+    main([])
+    ran(tiny_study)
+    capsys.readouterr()
+    assert main([]) == 0
+    assert ran(tiny_study) == [] and capsys.readouterr().out.count("unchanged, skipped") == 3
+    # A parameter of the last stage only; "study" apart, the first two do not declare it.
+    assert main(["-p", "mark", "x"]) == 0 and ran(tiny_study) == ["03_score"]
+    # Prose, comments and formatting of a cell change nothing; code does.
+    path = tiny_study / "notebooks/03_score.ipynb"
+    edit_cell(path, "import json\\n", "import  json  # to write the metrics\\n")
+    assert main(["-p", "mark", "x"]) == 0 and ran(tiny_study) == []
+    edit_cell(path, ",1.5", ",2.5")
+    stale = tiny_study / "outputs/kitchen/03_score/stale.png"
+    stale.write_text("left by the code before")
+    assert main(["-p", "mark", "x"]) == 0 and ran(tiny_study) == ["03_score"]
+    assert not stale.exists()
+    # An artefact that is gone or cut short; the executed notebook too.
+    (tiny_study / "outputs/kitchen/results.csv").write_text("")
+    assert main(["-p", "mark", "x"]) == 0 and ran(tiny_study) == ["03_score"]
+    (tiny_study / "outputs/kitchen/03_score.ipynb").unlink()
+    assert main(["-p", "mark", "x"]) == 0 and ran(tiny_study) == ["03_score"]
+
+
+def test_source_data_counts_by_name_size_and_time(tiny_study):
+    source = tiny_study / "own"
+    source.mkdir()
+    (source / "a.txt").write_text("1")
+    main(["-p", "source_dir", "own"])
+    ran(tiny_study)
+    main(["-p", "source_dir", "own"])
+    assert ran(tiny_study) == []
+    (source / "b.txt").write_text("2")
+    main(["-p", "source_dir", "own"])
+    assert ran(tiny_study) == STAGES, "every stage rests on the data"
+
+    def digest() -> str:
+        inputs = record.stage_inputs(tiny_study / "notebooks/01_prepare.ipynb", {"source_dir": "own"}, "", source)
+        return inputs["source_dir"]
+
+    seen = {digest()}
+    os.utime(source / "b.txt", ns=(1, 1))
+    seen.add(digest())
+    (source / "b.txt").write_text("22")
+    os.utime(source / "b.txt", ns=(1, 1))
+    seen.add(digest())
+    (source / "b.txt").rename(source / "c.txt")
+    seen.add(digest())
+    assert len(seen) == 4
+
+
+# ---- parts of a run ----
+
+
+def test_only_from_and_fresh(tiny_study, capsys):
+    assert main(["--only", "02"]) == 1
+    assert capsys.readouterr().err == "error: --only 02: 01_prepare not run yet; use --from 01 instead\n"
+    main([])
+    ran(tiny_study)
+    assert main(["--only", "2"]) == 0 and ran(tiny_study) == ["02_train"]
+    weights = tiny_study / "outputs/kitchen/02_train/weights.txt"
+    assert weights.read_text() == "3 False", "a finished stage is run from scratch, not from its checkpoint"
+    assert main(["--from", "02_train"]) == 0 and ran(tiny_study) == ["02_train", "03_score"]
+    capsys.readouterr()
+    assert main(["--only", "03", "-p", "epochs", "5"]) == 1
+    assert "02_train changed: parameters; use --from 02" in capsys.readouterr().err
+    assert ran(tiny_study) == []
+    assert main(["--only", "07"]) == 1
+    assert "no stage 07; the stages are 01_prepare, 02_train, 03_score" in capsys.readouterr().err
+    # --fresh with --only: the later stages' results no longer stand.
+    assert main(["--only", "02", "--fresh"]) == 0 and ran(tiny_study) == ["02_train"]
+    assert main([]) == 0 and ran(tiny_study) == ["03_score"]
+    (tiny_study / "outputs/kitchen/02_train/more.txt").write_text("")
+    assert main(["--fresh"]) == 0 and ran(tiny_study) == STAGES
+    assert not (tiny_study / "outputs/kitchen/02_train/more.txt").exists()
+
+
+def test_studies_and_outputs_are_apart(tiny_study, tmp_path, monkeypatch, capsys):
+    """From another folder, with several files before and after an option, and outputs elsewhere."""
+    (tiny_study / "params/other.yaml").write_text("study: other\nmark: m\n")
+    monkeypatch.chdir(tiny_study / "notebooks")
+    outputs = ["--outputs", str(tmp_path / "else where")]
+    assert main(["params/kitchen.yaml", "-p", "mark", "o", *outputs, "../params/other.yaml"]) == 0
+    assert "study other: 3 notebooks -> ../../else where/other\n" in capsys.readouterr().out
+    text = (tmp_path / "else where/other/results.csv").read_text()
+    assert text.endswith("3 Falseo,1.5\n") and not (tiny_study / "outputs").exists()
+
+
+# ---- what goes wrong ----
+
+
+def test_a_failing_notebook_is_one_line_and_goes_on_from_its_checkpoint(tiny_study):
+    run = start(tiny_study, "-p", "mode", "fail")
+    shown, error = run.communicate(timeout=60)
+    assert run.returncode == 1 and "epoch 1" in shown
+    kept = "outputs/kitchen/02_train.failed.ipynb"
+    assert error == f"error: 02_train.ipynb: cell In [5]: ValueError: first line second line (see {kept})\n"
+    assert "ValueError" in (tiny_study / kept).read_text()
+    assert not (tiny_study / "outputs/kitchen/02_train.ipynb").exists()
+    assert (
+        ran(tiny_study) == ["01_prepare", "02_train"]
+        and manifest(tiny_study)["stages"]["02_train"]["status"] == "failed"
+    )
+    # With other parameters nothing of the failed attempt may survive.
+    assert main([]) == 0
+    assert ran(tiny_study) == ["02_train", "03_score"]
+    assert (tiny_study / "outputs/kitchen/02_train/weights.txt").read_text() == "3 False"
+    assert not (tiny_study / kept).exists()
+
+
+def test_a_kernel_that_dies_is_one_line(tiny_study, capsys):
+    edit_cell(tiny_study / "notebooks/01_prepare.ipynb", "(out / 'data.txt')", "import os; os.kill(os.getpid(), 9) #")
+    assert main([]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: 01_prepare.ipynb: kernel: DeadKernelError: ") and error.count("\n") == 1
+
+
+def test_killed_runs_go_on_and_two_at_once_are_refused(tiny_study, capsys):
+    run = start(tiny_study, "-p", "mode", "hang")
+    for line in run.stdout:  # until training hangs
+        if "epoch 1" in line:
+            break
+    assert main(["-p", "mode", "hang"]) == 1
+    refused = capsys.readouterr().err
+    assert refused.count("\n") == 1 and f"process {run.pid} is running this study" in refused
+    run.send_signal(signal.SIGKILL)
+    run.communicate()
+    assert manifest(tiny_study)["stages"]["02_train"]["status"] == "running"
+    assert main(["-p", "mode", "hang"]) == 0, "the lock of a dead process is free"
+    assert ran(tiny_study) == ["01_prepare", "02_train", "02_train", "03_score"]
+    assert (tiny_study / "outputs/kitchen/02_train/weights.txt").read_text() == "3 True", "went on from its checkpoint"
+    assert not list((tiny_study / "outputs/kitchen").glob(".running*"))
+    assert "02_train/checkpoint.txt" in manifest(tiny_study)["stages"]["02_train"]["artefacts"]
+
+
+def test_a_stopped_run_takes_its_kernel_along(tiny_study):
+    run = start(tiny_study, "-p", "mode", "hang")
+    for line in run.stdout:
+        if "epoch 1" in line:
+            break
+    children = psutil.Process(run.pid).children()
+    assert children
+    run.terminate()
+    _, error = run.communicate(timeout=20)
+    assert run.returncode == 130 and error == "interrupted; the same command goes on from here\n"
+    assert psutil.wait_procs(children, timeout=5)[1] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["params/missing.yaml"], "params/missing.yaml: No such file or directory"),
+        (["-p", "epoch", "1"], "-p epoch: no notebook declares this key; did you mean epochs?"),
+        (["-p", "rate", "2"], "-p rate: 2.0 is not in (0..1]"),
+        (["params/bad.yaml"], "params/bad.yaml:2: epochs: must be a whole number, not many"),
+    ],
+)
+def test_wrong_parameters_stop_the_run_before_it_starts(tiny_study, capsys, arguments, said):
+    (tiny_study / "params/bad.yaml").write_text("seed: 1\nepochs: many\n")
+    assert main(arguments) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"error: {said}") and captured.err.count("\n") == 1 and captured.out == ""
+    assert not (tiny_study / "outputs").exists()
+
+
+def test_list_and_help_say_it_all(tiny_study, capsys):
+    assert main(["--list"]) == 0
+    shown = capsys.readouterr().out
+    assert "02_train\n" in shown
+    assert "  rate: float = 0.1  # step size (0..1]  (02)\n" in shown
+    assert '  study: str = "kitchen"  # folder of the results below outputs/  (01 02 03)\n' in shown
+    with pytest.raises(SystemExit) as end:
+        main(["--help"])
+    assert end.value.code == 0
+    shown = capsys.readouterr().out
+    for word in (
+        "--fresh",
+        "--only",
+        "--from",
+        "--outputs",
+        "--list",
+        "-p KEY VALUE",
+        "params/kitchen.yaml",
+        "test",
+        "lab",
+    ):
+        assert word in shown
+
+
+def test_a_spoilt_manifest_and_a_missing_study_are_named(tiny_study, tmp_path, monkeypatch, capsys):
+    folder = tiny_study / "outputs/kitchen"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text('{"stages": ')
+    assert main([]) == 1
+    assert "manifest.json: not JSON; delete the file" in capsys.readouterr().err
+    monkeypatch.setenv("CAUSAL_KITCHEN_ROOT", str(tmp_path / "nowhere"))
+    assert main([]) == 1
+    assert "nowhere: no notebooks/ and params/ here" in capsys.readouterr().err
+
+
+# ---- what a stage is made from ----
+
+
+def test_the_library_counts_as_far_as_it_is_imported(tmp_path):
+    package = tmp_path / "recipe_lib"
+    for folder in ("", "data", "losses"):
+        (package / folder).mkdir(exist_ok=True)
+        (package / folder / "__init__.py").write_text("")
+    (package / "losses/__init__.py").write_text("from recipe_lib.losses.triplet import loss\n")
+    (package / "losses/triplet.py").write_text("from .. import shapes\nfrom .circle import x\n")
+    (package / "losses/circle.py").write_text("x = 1\n")
+    (package / "shapes.py").write_text("")
+    (package / "models.py").write_text("")
+    (package / "data/foods.csv").write_text("tomato")
+    (package / "data/kitchen.py").write_text("def f():\n    import recipe_lib.shapes as s\n    return s\n")
+
+    def digest(source: str) -> tuple[set[str], str]:
+        nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)]), tmp_path / "01_a.ipynb")
+        modules = set(record.imported_modules(ast.parse(source), package))
+        return modules, record.stage_inputs(tmp_path / "01_a.ipynb", {}, "", package)["library"]
+
+    names, before = digest("from recipe_lib import losses")
+    assert names == {
+        "recipe_lib",
+        *(f"recipe_lib.{n}" for n in ("losses", "losses.triplet", "losses.circle", "shapes")),
+    }
+    (package / "models.py").write_text("y = 2")
+    (package / "data/foods.csv").write_text("potato")
+    (package / "losses/circle.py").write_text("# a comment\nx  =  1\n")
+    assert digest("from recipe_lib import losses")[1] == before
+    (package / "losses/circle.py").write_text("x = 2\n")
+    assert digest("from recipe_lib import losses")[1] != before
+
+    names, before = digest("import recipe_lib.data.kitchen")
+    assert names == {"recipe_lib", "recipe_lib.data", "recipe_lib.data.kitchen", "recipe_lib.shapes"}
+    (package / "data/foods.csv").write_text("tomato")
+    assert digest("import recipe_lib.data.kitchen")[1] != before, "tables beside a module count"
+
+
+def test_magics_are_read_and_broken_cells_are_named(tmp_path):
+    cells = [nbformat.v4.new_code_cell(source) for source in ("%matplotlib inline\n!ls", "x = ")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells[:1]), tmp_path / "01_a.ipynb")
+    assert record.notebook_code(tmp_path / "01_a.ipynb").body
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "01_a.ipynb")
+    with pytest.raises(record.RunError, match=r"01_a.ipynb: cell 1: line 1: invalid syntax"):
+        record.notebook_code(tmp_path / "01_a.ipynb")
+
+
+# ---- run_all.sh ----
+
+
+def test_help_needs_no_environment(tmp_path):
+    """In a bare copy, from another folder: no .venv appears, and the text is the runner's."""
+    copy = tmp_path / "a copy"
+    (copy / "recipe_lib").mkdir(parents=True)
+    for name in ("run_all.sh", "recipe_lib/__init__.py", "recipe_lib/run.py", "recipe_lib/paths.py"):
+        shutil.copy(REPOSITORY / name, copy / name)
+    done = subprocess.run([copy / "run_all.sh", "--help"], cwd="/", capture_output=True, text=True)
+    assert done.returncode == 0 and "--fresh" in done.stdout and "run_all.sh test" in done.stdout, done.stderr
+    assert not (copy / ".venv").exists()
+
+
+def test_no_python_in_range_is_one_line(tmp_path):
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name in ("bash", "dirname", "readlink", "cat", "cksum", "env", "flock"):
+        if found := shutil.which(name):
+            (tools / name).symlink_to(found)
+    (tools / "python3").write_text("#!/bin/sh\nexit 1\n")
+    (tools / "python3").chmod(0o755)
+    copy = tmp_path / "run_all.sh"
+    shutil.copy(REPOSITORY / "run_all.sh", copy)
+    for name in ("requirements.lock", "pyproject.toml"):
+        shutil.copy(REPOSITORY / name, tmp_path)
+    done = subprocess.run([copy], env={"PATH": str(tools)}, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: no Python 3.11, 3.12 or 3.13 on PATH")
+
+
+@pytest.fixture
+def stub_clone(tmp_path):
+    """A copy of run_all.sh whose pythons only write down how they are called, in a path with a space."""
+    clone, tools = tmp_path / "a clone", tmp_path / "bin"
+    clone.mkdir()
+    tools.mkdir()
+    for name in ("run_all.sh", "requirements.lock", "pyproject.toml"):
+        shutil.copy(REPOSITORY / name, clone)
+    inner = f'#!/bin/sh\nif [ "$1" != -c ]; then echo "$@" >>"{tmp_path}/calls"; fi\n'
+    inner += f'case "$*" in *--editable*) [ ! -e "{tmp_path}/broken" ] ;; esac\n'
+    (tools / "inner").write_text(inner)
+    outer = f'#!/bin/sh\nif [ "$2" = venv ]; then echo venv >>"{tmp_path}/calls"; mkdir -p "$4/bin"; '
+    outer += f'cp "{tools}/inner" "$4/bin/python"; rm -f "$4/.stamp"; fi\n'
+    (tools / "python3").write_text(outer)
+    (tools / "python").write_text("#!/bin/sh\nexit 1\n")  # the active environment does not have the study
+    for path in tools.iterdir():
+        path.chmod(0o755)
+
+    def call(*arguments: str) -> tuple[int, list[str], str]:
+        (tmp_path / "calls").unlink(missing_ok=True)
+        env = os.environ | {"PATH": f"{tools}:{os.environ['PATH']}"}
+        done = subprocess.run([clone / "run_all.sh", *arguments], cwd="/", env=env, capture_output=True, text=True)
+        return done.returncode, (tmp_path / "calls").read_text().splitlines(), done.stderr
+
+    return clone, call
+
+
+def test_set_up_happens_once_and_again_when_it_was_cut_off_or_the_lock_changed(stub_clone, tmp_path):
+    clone, call = stub_clone
+    run = "-P -m recipe_lib.run params/smoke.yaml -p study a b"
+    arguments = ("params/smoke.yaml", "-p", "study", "a b")
+    pip = "-m pip install --disable-pip-version-check"
+    set_up = ["venv", f"{pip} -r {clone}/requirements.lock"]
+    set_up.append(f"{pip} --quiet --no-deps --no-build-isolation --editable {clone}")
+    assert call(*arguments)[1] == [*set_up, run]
+    assert call(*arguments)[1] == [run]
+    (clone / ".venv/.stamp").unlink()  # the last thing that a set-up writes
+    assert call(*arguments)[1] == [*set_up, run]
+    with open(clone / "requirements.lock", "a") as lock:
+        lock.write("# changed\n")
+    (tmp_path / "broken").touch()
+    status, calls, error = call(*arguments)
+    assert status == 1 and calls == set_up and error.count("\n") == 1 and "could not install recipe_lib" in error
+    (tmp_path / "broken").unlink()
+    assert call(*arguments)[1] == [*set_up, run]
+
+
+def test_the_commands_of_run_all(stub_clone):
+    clone, call = stub_clone
+    call()
+    assert call("test", "-k", "ranks")[1] == ["-m ruff check .", "-m ruff format --check .", "-m pytest -k ranks"]
+    lab = f"-m jupyterlab --ServerApp.root_dir={clone} --LabApp.default_url=/lab/tree/notebooks --no-browser"
+    assert call("lab", "--no-browser")[1] == [lab]
