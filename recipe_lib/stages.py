@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import sys
 import tempfile
 import threading
 import time
@@ -16,7 +17,6 @@ from pathlib import Path
 import nbformat
 import papermill
 import psutil
-from ipykernel.kernelspec import write_kernel_spec
 
 from recipe_lib import record
 from recipe_lib.params import Parameter
@@ -59,10 +59,12 @@ def locked(folder: Path) -> Iterator[None]:
 def kernel() -> Iterator[None]:
     """A `python3` kernel that is this interpreter, whatever kernels and IPython start-up files the user has."""
     with tempfile.TemporaryDirectory(prefix="causal-kitchen-", ignore_cleanup_errors=True) as temporary:
-        quiet = {"PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # no advice on debuggers at every start
-        overrides = {"env": {"PYTHONHASHSEED": "0", "IPYTHONDIR": temporary, **quiet}}
-        # The kernel logs its starts and stops; what a notebook does wrong it reports by other means.
-        write_kernel_spec(Path(temporary, "kernels", "python3"), overrides, ["--log-level=CRITICAL"])
+        # What the kernel itself logs at its start and stop is no output of the study.
+        argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=CRITICAL"]
+        env = {"PYTHONHASHSEED": "0", "IPYTHONDIR": temporary, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+        spec = Path(temporary, "kernels", "python3", "kernel.json")
+        spec.parent.mkdir(parents=True)
+        spec.write_text(json.dumps({"argv": argv, "display_name": "Python 3", "language": "python", "env": env}))
         os.environ["JUPYTER_PATH"] = temporary
         os.environ.pop("OMP_NUM_THREADS", None)
         yield

@@ -26,7 +26,7 @@ class MaskedTransformer(nn.Module):
     """Post-norm transformer with learned positions, then the mean over the real positions.
 
     Shape:
-        x (B, L, E), mask (B, L) bool, True where real and at least one a row -> (B, E).
+        x (B, L, E), mask (B, L) bool, True where real: the first ones of each row, at least one -> (B, E).
     """
 
     def __init__(self, dim: int, *, layers: int, heads: int, feedforward: int, dropout: float, max_len: int):
@@ -36,6 +36,17 @@ class MaskedTransformer(nn.Module):
         self.encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        # Rows of about the same length go together: padding all to the longest would double the work on real recipes.
+        group = (mask.sum(1) + 3) // 4
+        order = group.argsort(stable=True)
+        parts = []
+        for rows in order.split(group.bincount().tolist()):
+            if len(rows):
+                length = min(4 * int(group[rows[0]]), x.shape[1])
+                parts.append(self._encode(x[rows, :length], mask[rows, :length]))
+        return torch.cat(parts)[order.argsort()]
+
+    def _encode(self, x: Tensor, mask: Tensor) -> Tensor:
         # The CPU's fused bfloat16 kernel handles each tiny sentence on its own: 5 x slower than plain products.
         with sdpa_kernel(SDPBackend.MATH) if x.device.type == "cpu" else nullcontext():
             x = self.encoder(x + self.position[: x.shape[1]], src_key_padding_mask=~mask)

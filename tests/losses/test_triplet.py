@@ -1,0 +1,55 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from recipe_lib.losses import triplet_loss
+
+
+def naive(a, b, margin):
+    total = 0.0
+    for i in range(len(a)):
+        for j in range(len(a)):
+            if i != j:
+                own = F.cosine_similarity(a[i], b[i], dim=0)
+                total += max(0.0, float(margin + F.cosine_similarity(a[i], b[j], dim=0) - own))
+                total += max(0.0, float(margin + F.cosine_similarity(a[j], b[i], dim=0) - own))
+    return total / len(a) ** 2
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("size", [2, 7])
+def test_equals_loops(size, margin):
+    a, b = torch.randn(2, size, 5, generator=torch.Generator().manual_seed(size))
+    assert float(triplet_loss(a, b, margin)) == pytest.approx(naive(a, b, margin), abs=1e-5)
+
+
+def test_one_pair_has_no_negative():
+    a = torch.randn(1, 4, requires_grad=True)
+    loss = triplet_loss(a, torch.randn(1, 4))
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(0, abs=1e-6)
+    assert torch.isfinite(a.grad).all()
+
+
+def test_perfect_pairs_cost_nothing_and_collapse_costs_the_margin():
+    eye = torch.eye(4)
+    assert float(triplet_loss(eye, eye, 0.3)) == pytest.approx(0, abs=1e-6)
+    ones = torch.ones(4, 4)
+    assert float(triplet_loss(ones, ones, 0.3)) == pytest.approx(2 * 0.3 * 12 / 16, abs=1e-6)
+
+
+def test_gradient_by_finite_differences():
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 3, 4, generator=generator, dtype=torch.float64)
+    a.requires_grad_()
+
+    def loss(x):  # the loss itself works in float32, too coarse for finite differences
+        s = F.normalize(x, dim=1) @ F.normalize(b, dim=1).T
+        d = s.diagonal()
+        both = (0.3 + s - d[:, None]).clamp(min=0) + (0.3 + s - d[None]).clamp(min=0)
+        return both.mean() - 2 * 0.3 / 3
+
+    assert torch.autograd.gradcheck(loss, a)
+    (expected,) = torch.autograd.grad(loss(a), a)
+    (found,) = torch.autograd.grad(triplet_loss(a, b, 0.3), a)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
