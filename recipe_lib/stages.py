@@ -200,9 +200,9 @@ def _execute(root: Path, notebook: Path, output: Path, parameters: dict) -> None
     except Exception as error:  # the kernel died (out of memory), or did not start
         cell, what = "kernel", f"{type(error).__name__}: {error}"
     else:
-        # The paths that papermill noted are this machine's, and the temporary file's.
-        kept = {"input_path": os.path.relpath(notebook, root), "output_path": os.path.relpath(output, root)}
-        executed.metadata.papermill.update(kept)
+        # papermill noted paths of this machine, one of them the temporary file's.
+        names = (f"notebooks/{notebook.name}", f"outputs/{output.parent.name}/{output.name}")
+        executed.metadata.papermill.update(zip(("input_path", "output_path"), names, strict=True))
         nbformat.write(executed, running)
         running.replace(output)
         failed.unlink(missing_ok=True)

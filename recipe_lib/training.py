@@ -252,4 +252,3 @@ def load_system(folder: Path) -> RetrievalSystem:
     system = RetrievalSystem(SystemConfig.from_dict(values | {"pretrained": False}))
     system.load_state_dict(load_file(folder / "model.safetensors"))
     return system.eval()
-

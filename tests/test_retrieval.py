@@ -80,7 +80,9 @@ def test_whole_set_is_one_bag_and_small_bags_are_easier():
     i2r, r2i = cross_modal_ranks(images, recipes)
     assert [row["recall_1"] for row in whole] == [rank_metrics(i2r)["recall_1"], rank_metrics(r2i)["recall_1"]]
     small = evaluate(images, recipes, candidates=30, bags=20, seed=1)
-    assert small[0]["recall_1"] > whole[0]["recall_1"] and small == evaluate(images, recipes, candidates=30, bags=20, seed=1)
+    assert small[0]["recall_1"] > whole[0]["recall_1"] and small == evaluate(
+        images, recipes, candidates=30, bags=20, seed=1
+    )
     with pytest.raises(ValueError, match="301 candidates"):
         evaluate(images, recipes, candidates=301)
 
