@@ -163,6 +163,7 @@ def train(system: RetrievalSystem, store: Store, config: TrainingConfig, folder:
     """
     folder.mkdir(parents=True, exist_ok=True)
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
     recorder = Recorder(folder / "last.ckpt", config)
     task = TrainingTask(system, config)
     started_as = fingerprint(system, store, config)

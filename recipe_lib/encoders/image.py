@@ -29,7 +29,7 @@ class ImageEncoder(nn.Module):
 
     def __init__(self, model: str, embed_dim: int, *, pretrained: bool = False, model_args: Sequence[str] = ()):
         super().__init__()
-        self.backbone = _create(model, pretrained, model_args)
+        self.backbone = _create(model, pretrained, model_args).to(memory_format=torch.channels_last)
         self.fc = nn.Linear(self.backbone.num_features, embed_dim)
         # The statistics belong to the weights: a buffer goes where the weights go, and is saved with them.
         config = self.backbone.pretrained_cfg
