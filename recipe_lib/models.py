@@ -177,7 +177,10 @@ class RetrievalSystem(nn.Module):
         return ingredient_weights(self.probabilities(logits), 0.0 if attached.soft else attached.threshold)
 
     def encode_recipes(self, recipes: RecipeBatch) -> RecipeFeatures:
-        return self.recipe_encoder(recipes)
+        # No two batches of sentences have one shape, and oneDNN builds a new bfloat16 kernel for every shape: on a CPU
+        # float32 is the faster here. GPU autocast is another context and stays as it is.
+        with torch.autocast("cpu", enabled=False):
+            return self.recipe_encoder(recipes)
 
     def self_supervised_loss(self, features: RecipeFeatures, margin: float) -> Tensor:
         """Mean over the ordered pairs of components of the triplet loss between one and the projection of the other."""
