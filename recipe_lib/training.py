@@ -110,7 +110,7 @@ class TrainingTask(L.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.config.optimizer]
-        return kind(self.parameters(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay)
+        return kind(self.parameters(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay, fused=True)
 
 
 class Recorder(Checkpoint):

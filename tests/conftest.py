@@ -1,4 +1,4 @@
-"""A tiny study in a folder of its own: three notebooks that write text, so that the runner is tested in seconds."""
+"""A tiny study in a folder of its own, for the runner: three notebooks that write text. And a small kitchen, prepared."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from pathlib import Path
 
 import nbformat
 import pytest
+
+from recipe_lib.data.kitchen import KitchenConfig, cook
+from recipe_lib.data.store import Store, StoreConfig, prepare
+from recipe_lib.models import SystemConfig
 
 STUDY = 'study: str = "kitchen"  # folder of the results below outputs/\n'
 # Where a stage may be told to misbehave: it logs that it ran, outside outputs/.
@@ -71,3 +75,20 @@ def tiny_study(tmp_path, monkeypatch) -> Path:
     handler = signal.getsignal(signal.SIGTERM)
     yield root
     signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture(scope="session")
+def tiny_store(tmp_path_factory) -> Store:
+    """A small kitchen, prepared."""
+    kitchen = KitchenConfig(train=96, val=24, test=30, text_only=20, seed=3)
+    folder = tmp_path_factory.mktemp("store") / "data"
+    prepare(cook(kitchen), folder, StoreConfig(64, min_word_count=2, ingredient_classes=20))
+    return Store(folder)
+
+
+@pytest.fixture
+def tiny_config(tiny_store) -> SystemConfig:
+    return SystemConfig(
+        tiny_store.card["vocabulary"], len(tiny_store.classes.names), image_model="test_resnet", embed_dim=16,
+        recipe_dim=16, recipe_layers=1, recipe_heads=2, recipe_feedforward=32, dropout=0.1,
+    )  # fmt: skip

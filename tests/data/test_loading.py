@@ -1,0 +1,69 @@
+import numpy as np
+import pytest
+import torch
+
+from recipe_lib.data.loading import Draw, InOrder, PairedBatches, StudyDataset, loader, recipe_batch
+
+
+def test_recipe_batch_equals_loops(tiny_store):
+    split, rows = tiny_store.split("train"), np.array([5, 0, 17])
+    batch = recipe_batch(split, rows)
+    assert len(batch.tokens.unique(dim=0)) == len(batch.tokens), "each distinct sentence once"
+    for i, row in enumerate(rows):
+        sentences = [
+            split.words[split.sentence_start[s] : split.sentence_start[s + 1]].tolist()
+            for s in range(split.recipe_start[row], split.recipe_start[row + 1])
+        ]
+        lines = int(split.ingredient_lines[row])
+
+        def read(index):
+            return [[t for t in batch.tokens[j].tolist() if t] for j in index.tolist() if j >= 0]
+
+        assert read(batch.title[i : i + 1]) == sentences[:1]
+        assert read(batch.ingredients[i]) == sentences[1 : 1 + lines]
+        assert read(batch.instructions[i]) == sentences[1 + lines :]
+
+
+def test_batches_follow_from_seed_and_epoch(tiny_store):
+    split, text = tiny_store.split("train"), tiny_store.split("text_only")
+    dataset = StudyDataset(split, 48, text_only=text, augment=True, seed=1)
+    rows = np.array([3, 1, 2])
+    first, same = dataset[Draw(rows, True, 0)], dataset[Draw(rows, True, 0)]
+    assert torch.equal(first.images, same.images) and first.images.shape == (3, 3, 48, 48)
+    assert not torch.equal(first.images, dataset[Draw(rows, True, 1)].images)
+    assert not torch.equal(first.images, StudyDataset(split, 48, augment=True, seed=2)[Draw(rows, True, 0)].images)
+    only_text = dataset[Draw(rows, False, 0)]
+    assert only_text.images is None and only_text.labels is None
+
+
+def test_centre_crop_is_the_centre_and_labels_are_the_recipes(tiny_store):
+    split = tiny_store.split("val")
+    whole = StudyDataset(split, 64)[Draw(np.arange(4), True, 0)]
+    centre = StudyDataset(split, 48)[Draw(np.arange(4), True, 0)]
+    assert torch.equal(centre.images, whole.images[:, :, 8:56, 8:56])
+    assert torch.equal(whole.labels.bool(), torch.from_numpy(split.label_matrix(np.arange(4))))
+    with pytest.raises(ValueError, match="crop_size 65"):
+        StudyDataset(split, 65)[Draw(np.arange(2), True, 0)]
+
+
+def test_an_epoch_holds_every_pair_once_and_alternates_with_text():
+    sampler = PairedBatches(70, 16, text_only=10, seed=0)
+    draws = list(sampler)
+    assert len(draws) == len(sampler) == 10 and [d.paired for d in draws] == [True, False] * 5
+    assert sorted(np.concatenate([d.rows for d in draws if d.paired])) == list(range(70))
+    assert all(len(set(d.rows)) == len(d.rows) <= 10 for d in draws if not d.paired)
+    sampler.set_epoch(1)
+    assert not np.array_equal(next(iter(sampler)).rows, draws[0].rows)
+
+
+def test_a_last_batch_of_one_pair_is_dropped():
+    assert [len(d.rows) for d in PairedBatches(33, 16)] == [16, 16]
+    assert [len(d.rows) for d in PairedBatches(34, 16)] == [16, 16, 2]
+    assert [len(d.rows) for d in InOrder(33, 16)] == [16, 16, 1]
+
+
+def test_workers_change_nothing(tiny_store):
+    dataset, sampler = StudyDataset(tiny_store.split("train"), 48, augment=True, seed=1), PairedBatches(96, 32, seed=1)
+    alone = [batch.images for batch in loader(dataset, sampler)]
+    helped = [batch.images for batch in loader(dataset, sampler, 2)]
+    assert all(torch.equal(a, b) for a, b in zip(alone, helped, strict=True))

@@ -1,0 +1,98 @@
+"""The five notebooks on params/smoke.yaml, then once more under nbval from nothing: the second run must say the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+
+from recipe_lib.data.store import Store
+from recipe_lib.evaluation import COLUMNS
+
+ROOT = Path(__file__).parent.parent
+STAGES = [path.stem for path in sorted((ROOT / "notebooks").glob("0*.ipynb"))]
+
+
+def run(outputs: Path, *args: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "recipe_lib.run", *args, "--outputs", str(outputs)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory) -> Path:
+    outputs = tmp_path_factory.mktemp("a run")
+    done = run(outputs, "params/smoke.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return outputs / "smoke"
+
+
+def test_stages_are_the_five(smoke):
+    assert len(STAGES) == 5 and all((smoke / f"{stage}.ipynb").is_file() for stage in STAGES)
+
+
+def test_results_are_tidy_and_complete(smoke):
+    results = pd.read_csv(smoke / "results.csv")
+    assert list(results.columns) == COLUMNS
+    trained = {"baseline", "equal_compute", "classifier_only", "debiased", "oracle"}
+    assert trained | {"debiased@no_z", "oracle@permuted_labels"} <= set(results["variant"])
+    assert set(results["split"]) == {"iid", "do_context", "do_ingredients"} and set(results["direction"]) == {
+        "i2r",
+        "r2i",
+    }
+    assert set(results["candidates"]) == {20, 50}
+    assert not results.duplicated(["variant", "seed", "split", "direction", "candidates"]).any()
+    metrics = json.loads((smoke / "metrics.json").read_text())
+    assert metrics["verdict"].split(": ")[0].split()[-1] == "equal_compute" and "i2r" in metrics["verdict"]
+
+
+def test_figures_and_record_are_there(smoke):
+    figures = {path.name for path in smoke.rglob("*.png")}
+    assert figures >= {
+        "dishes.png", "confounder.png", "do_context.png", "learning_curves.png", "dictionary_map.png", "gallery.png",
+        "recall_by_variant.png", "fall.png", "oracle_corruption.png", "predicted_ingredients.png",
+    }  # fmt: skip
+    manifest = json.loads((smoke / "manifest.json").read_text())
+    assert set(manifest["stages"]) == set(STAGES)
+    report = (smoke / "report.html").read_text()
+    assert report.count("data:image/png;base64") >= len(figures) and "http://" not in report.replace(
+        "http://www.w3.org", ""
+    )
+
+
+def test_executed_notebooks_are_quiet(smoke):
+    """No traceback, no progress-bar spam: at most one line an epoch."""
+    for stage in STAGES:
+        for cell in nbformat.read(smoke / f"{stage}.ipynb", as_version=4).cells:
+            for output in cell.get("outputs", []):
+                assert output.output_type != "error"
+                assert len(output.get("text", "").splitlines()) < 80, (stage, output.text[:300])
+
+
+def test_a_second_run_skips_everything(smoke):
+    before = (smoke / "results.csv").stat().st_mtime_ns
+    again = run(smoke.parent, "params/smoke.yaml")
+    assert again.returncode == 0 and (smoke / "results.csv").stat().st_mtime_ns == before, again.stdout
+
+
+def test_a_second_execution_gives_the_same_outputs(smoke, tmp_path):
+    """nbval compares every cell that is not marked NBVAL_IGNORE_OUTPUT; training starts from nothing again."""
+    again = tmp_path / "smoke"
+    again.mkdir()
+    for stage in STAGES:
+        shutil.copy(smoke / f"{stage}.ipynb", again)
+    notebooks = [str(again / f"{stage}.ipynb") for stage in STAGES]
+    environment = os.environ | {"CAUSAL_KITCHEN_ROOT": str(ROOT), "CAUSAL_KITCHEN_OUTPUTS": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "--nbval", "-q", "-p", "no:cacheprovider", "--rootdir", str(again), *notebooks],
+        cwd=again, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-6000:]
+    assert Store(again / "01_data_preparation/data").split("iid").ids
+    pd.testing.assert_frame_equal(pd.read_csv(again / "results.csv"), pd.read_csv(smoke / "results.csv"))

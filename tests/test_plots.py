@@ -1,0 +1,39 @@
+import io
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from recipe_lib import plots
+
+
+def jpeg():
+    out = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(out, "JPEG")
+    return out.getvalue()
+
+
+def test_each_figure_shows_what_it_is_given():
+    _, axes = plt.subplots(3, 3)
+    axes = axes.flat
+    plots.photo(axes[0], jpeg(), "a title", frame="green")
+    plots.recipe_card(axes[1], {"title": "Soup", "ingredients": ["salt"] * 30, "instructions": ["boil " * 99]})
+    history = pd.DataFrame({"epoch": [1, 2], "val_i2r_recall_1": [0.1, 0.2]})
+    plots.learning_curves(axes[2], {"baseline": history, "debiased": history}, "val_i2r_recall_1", start=2)
+    table = pd.DataFrame(
+        {"variant": ["baseline", "oracle@no_z"], "split": "iid", "value": 0.5, "low": 0.4, "high": 0.6}
+    )
+    plots.recall_bars(axes[3], table)
+    plots.fall(axes[4], pd.concat([table, table.assign(split="do_context")]), ["iid", "do_context"])
+    plots.probability_bars(axes[5], list("abc"), np.array([0.1, 0.9, 0.5]), np.array([True, True, False]), top=2)
+    names = [f"n{i}" for i in range(12)]
+    plots.dictionary_map(axes[6], np.random.default_rng(0).normal(size=(12, 4)), names, range(1, 13))
+    plots.corruption_curve(axes[7], [0, 0.5], {"iid": [0.9, 0.3]}, {"baseline": 0.2})
+    assert axes[0].get_title() == "a title" and axes[0].spines["left"].get_visible()
+    assert list(axes[2].lines[1].get_xdata()) == [3, 4], "what goes on from the baseline is drawn after it"
+    assert [bar.get_width() for bar in axes[3].patches] == [0.5, 0.5]
+    assert len(axes[4].containers) == 2 and axes[5].get_xlabel() == "missed: a"
+    assert [t.get_text() for t in axes[6].texts] == names
+    assert len(axes[7].lines) == 2
+    plt.close("all")

@@ -1,0 +1,114 @@
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from recipe_lib.evaluation import encode
+from recipe_lib.models import RetrievalSystem
+from recipe_lib.training import TrainingConfig, learning_rate, load_system, train
+
+CONFIG = TrainingConfig(
+    epochs=3, batch_size=32, crop_size=48, optimizer="adamw", learning_rate=2e-3, lr_schedule="cosine", seed=5
+)
+SCRIPT = """
+import json, sys
+from pathlib import Path
+import torch
+from recipe_lib.data.store import Store
+from recipe_lib.models import RetrievalSystem, SystemConfig
+from recipe_lib.training import TrainingConfig, train
+
+data, config, training, out = sys.argv[1:]
+torch.manual_seed(0)
+system = RetrievalSystem(SystemConfig.from_dict(json.loads(config)))
+train(system, Store(Path(data)), TrainingConfig(**json.loads(training)), Path(out))
+"""
+
+
+def fresh(config):
+    torch.manual_seed(0)
+    return RetrievalSystem(config)
+
+
+def without_time(folder):
+    return pd.read_csv(folder / "history.csv").drop(columns="seconds")
+
+
+def test_learns_and_keeps_the_best_epoch(tiny_store, tiny_config, tmp_path):
+    system = fresh(tiny_config)
+    history = train(system, tiny_store, replace(CONFIG, epochs=8), tmp_path)
+    assert history["retrieval"].iloc[-1] < 0.7 * history["retrieval"].iloc[0]
+    assert list(history["epoch"]) == list(range(1, 9))
+    loaded = load_system(tmp_path)
+    for name, value in loaded.state_dict().items():
+        assert torch.equal(value, system.state_dict()[name]), name
+    found = encode(loaded, tiny_store.split("val"), crop=48)
+    from recipe_lib.retrieval import cross_modal_ranks
+
+    recall = float((cross_modal_ranks(found.embedding, found.recipes)[0] <= 1).double().mean())
+    assert recall == pytest.approx(history["val_i2r_recall_1"].max(), abs=1.5 / 24), "bf16 or batch order may move one"
+
+
+def test_same_seed_same_numbers_another_seed_others(tiny_store, tiny_config, tmp_path):
+    for name, seed in (("a", 5), ("b", 5), ("c", 6)):
+        train(fresh(tiny_config), tiny_store, replace(CONFIG, epochs=2, seed=seed), tmp_path / name)
+    assert without_time(tmp_path / "a").equals(without_time(tmp_path / "b"))
+    assert not without_time(tmp_path / "a").equals(without_time(tmp_path / "c"))
+
+
+def test_kill_9_and_resume_end_with_the_same_numbers(tiny_store, tiny_config, tmp_path):
+    training = {**vars(CONFIG), "epochs": 4}
+
+    def command(out):
+        data = [str(tiny_store.folder), json.dumps(tiny_config.to_dict()), json.dumps(training), str(tmp_path / out)]
+        return [sys.executable, "-u", "-c", SCRIPT, *data]
+
+    subprocess.run(command("whole"), check=True, capture_output=True)
+    killed = subprocess.Popen(command("killed"), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    for line in killed.stdout:
+        if line.startswith("epoch   2"):
+            os.kill(killed.pid, signal.SIGKILL)
+            break
+    assert killed.wait() == -signal.SIGKILL
+    assert not (tmp_path / "killed/model.safetensors").exists(), "nothing that looks finished"
+    again = subprocess.run(command("killed"), check=True, capture_output=True, text=True)
+    assert "resuming" in again.stdout and "epoch   1" not in again.stdout
+    assert without_time(tmp_path / "whole").equals(without_time(tmp_path / "killed"))
+    whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+def test_a_checkpoint_of_other_parameters_is_not_taken_up(tiny_store, tiny_config, tmp_path, capsys):
+    train(fresh(tiny_config), tiny_store, replace(CONFIG, epochs=1), tmp_path)
+    history = train(fresh(tiny_config), tiny_store, replace(CONFIG, epochs=1, margin=0.2), tmp_path)
+    assert "training starts anew" in capsys.readouterr().out and len(history) == 1
+
+
+def test_text_only_recipes_train_the_recipe_encoder(tiny_store, tiny_config, tmp_path):
+    """With and without the self-supervised loss the numbers differ: text-only batches are really taken."""
+    a = train(fresh(tiny_config), tiny_store, replace(CONFIG, epochs=1), tmp_path / "a")
+    b = train(fresh(tiny_config), tiny_store, replace(CONFIG, epochs=1, self_supervised_weight=0.0), tmp_path / "b")
+    assert b["self_supervised"].iloc[0] == 0 < a["self_supervised"].iloc[0]
+
+
+def test_learning_rate_schedules():
+    step = replace(CONFIG, lr_schedule="step", learning_rate=1.0, lr_step_epochs=30)
+    assert [learning_rate(step, t) for t in (0, 29.9, 30, 60)] == pytest.approx([1, 1, 0.1, 0.01])
+    cosine = replace(CONFIG, lr_schedule="cosine", learning_rate=1.0, epochs=10, warmup_epochs=2.0)
+    assert learning_rate(cosine, 0) < 0.01 and learning_rate(cosine, 10) == pytest.approx(0)
+    assert learning_rate(cosine, 5) == pytest.approx(0.5) and learning_rate(cosine, 1) == pytest.approx(
+        0.505 * 0.5 * (1 + math.cos(math.pi / 10))
+    )
+
+
+def test_nothing_trained_is_one_line(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no trained system here"):
+        load_system(tmp_path)
