@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 def sine_positions(height: int, width: int, dim: int) -> Tensor:
-    """(height * width, dim) fixed 2-D positions: half of the channels count rows, half columns (DETR, arXiv:2005.12872)."""
+    """(height * width, dim) fixed 2-D positions: half of the channels for rows, half for columns (arXiv:2005.12872)."""
     if dim % 4:
         raise ValueError(f"classifier_dim {dim}: sine positions need a multiple of 4")
     frequency = torch.exp(-math.log(10_000) * torch.arange(0, dim // 2, 2) / (dim // 2))  # (dim / 4,)

@@ -40,7 +40,7 @@ CORRUPTION = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9)
 
 @dataclass
 class Encoded:
-    """A test split through one system, on the CPU: embedding, z, recipes (N, D); labels (N, K); logits (N, K) or None."""
+    """A test split through one system, on the CPU: embedding, z, recipes (N, D); labels, logits (N, K) or None."""
 
     embedding: Tensor
     z: Tensor
@@ -190,7 +190,7 @@ def sentence(row: dict) -> str:
 
 
 def intervals(ranks: pd.DataFrame, direction: str, k: int = 1) -> pd.DataFrame:
-    """R@k of each variant and split in whole splits, with 95 % bootstrap intervals: variant, split, value, low, high."""
+    """R@k of each variant in each whole split with a 95 % bootstrap interval: variant, split, value, low, high."""
     rows = []
     for (variant, split), group in ranks[ranks.direction == direction].groupby(["variant", "split"], sort=False):
         hits = (group.pivot(index="seed", columns="query", values="rank") <= k).to_numpy()

@@ -90,7 +90,7 @@ class SystemConfig:
 
 
 class ImageFeatures(NamedTuple):
-    """embedding (B, D): the photo alone; z (B, D): what the adjustment adds (zeros without one); logits (B, K) or None."""
+    """embedding (B, D): the photo alone; z (B, D): what the adjustment adds, or zeros; logits (B, K) or None."""
 
     embedding: Tensor
     z: Tensor

@@ -1,4 +1,4 @@
-"""A tiny study in a folder of its own, for the runner: three notebooks that write text. And a small kitchen, prepared."""
+"""A tiny study in a folder of its own, for the runner: three notebooks that write text. A small kitchen, prepared."""
 
 from __future__ import annotations
 

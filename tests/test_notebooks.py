@@ -1,4 +1,4 @@
-"""The five notebooks on params/smoke.yaml, then once more under nbval from nothing: the second run must say the same."""
+"""The five notebooks on params/smoke.yaml, then again under nbval from nothing: the second run must say the same."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_a_second_execution_gives_the_same_outputs(smoke, tmp_path):
     notebooks = [str(again / f"{stage}.ipynb") for stage in STAGES]
     environment = os.environ | {"CAUSAL_KITCHEN_ROOT": str(ROOT), "CAUSAL_KITCHEN_OUTPUTS": str(tmp_path)}
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "--nbval", "-q", "-p", "no:cacheprovider", "--rootdir", str(again), *notebooks],
+        [sys.executable, "-m", "pytest", "--nbval", "-q", "-p", "no:cacheprovider", f"--rootdir={again}", *notebooks],
         cwd=again, env=environment, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-6000:]

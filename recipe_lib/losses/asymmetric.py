@@ -27,8 +27,9 @@ def asymmetric_loss(logits: Tensor, labels: Tensor, gamma_neg: float = 2.0, gamm
 def posterior(logits: Tensor, gamma_neg: float = 2.0, gamma_pos: float = 0.0) -> Tensor:
     """The probability that a logit trained with `asymmetric_loss` stands for.
 
-    With s = sigmoid(logit), the expected gradient is zero where pi (1 - s)^(1 + gamma_pos) = (1 - pi) s^(1 + gamma_neg);
-    solved for the true probability pi. With gamma- = 2, s = 0.5 means pi = 0.2. With both gammas 0, pi = s.
+    With s = sigmoid(logit), the expected gradient is zero where
+    pi (1 - s)^(1 + gamma_pos) = (1 - pi) s^(1 + gamma_neg); solved for the true probability pi.
+    With gamma- = 2, s = 0.5 means pi = 0.2. With both gammas 0, pi = s.
 
     Shape:
         any -> same, in [0, 1].

@@ -9,7 +9,8 @@ from torch import Tensor
 def triplet_loss(a: Tensor, b: Tensor, margin: float = 0.3) -> Tensor:
     """Hinge on the cosine similarities of all pairs, both directions, no hard mining.
 
-    sum over i != j of [margin + s_ij - s_ii]_+ + [margin + s_ij - s_jj]_+, divided by all B x B cells, s = cos(a_i, b_j).
+    sum over i != j of [margin + s_ij - s_ii]_+ + [margin + s_ij - s_jj]_+, divided by all B x B cells,
+    s_ij = cos(a_i, b_j).
 
     Shape:
         a, b (B, D); row i of a belongs to row i of b -> scalar. One pair alone has no negative and costs 0.
