@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.metrics import average_precision_score, precision_recall_fscore_support
+from sklearn.metrics import average_precision_score
 from torch import Tensor
 
 from recipe_lib.causal import corrupt_labels, ingredient_weights, permute_rows
@@ -111,11 +111,11 @@ def score(
     sizes = [size for size in candidates if size < len(images)] + [len(images)]
     rows = [name | row for size in sizes for row in evaluate(images, recipes, candidates=size, bags=bags, seed=seed)]
     i2r, r2i = cross_modal_ranks(images, recipes)
-    ranks = pd.concat(
+    ranks = [
         pd.DataFrame(name | {"direction": way, "query": np.arange(len(r)), "rank": r.numpy()})
         for way, r in (("i2r", i2r), ("r2i", r2i))
-    )
-    return rows, ranks
+    ]
+    return rows, pd.concat(ranks, ignore_index=True)
 
 
 def classifier_metrics(logits: Tensor, labels: Tensor, gamma_neg: float, gamma_pos: float) -> pd.DataFrame:
@@ -123,21 +123,24 @@ def classifier_metrics(logits: Tensor, labels: Tensor, gamma_neg: float, gamma_p
 
     Classes without a positive in the split have no recall: macro means are over the others.
     """
-    truth = labels.numpy().astype(bool)
-    seen = truth.any(0)
+    truth = labels.numpy() > 0
+    truth, scores = truth[:, truth.any(0)], logits.numpy()[:, truth.any(0)]
     rows = []
-    for reading, p in (("sigmoid", torch.sigmoid(logits)), ("calibrated", posterior(logits, gamma_neg, gamma_pos))):
-        predicted = (p >= 0.5).numpy()
-        for average in ("micro", "macro"):
-            precision, recall, f1, _ = precision_recall_fscore_support(
-                truth[:, seen], predicted[:, seen], average=average, zero_division=0
-            )
+    for reading in ("sigmoid", "calibrated"):
+        p = torch.from_numpy(scores)
+        predicted = (torch.sigmoid(p) if reading == "sigmoid" else posterior(p, gamma_neg, gamma_pos)).numpy() >= 0.5
+        counts = np.stack([(predicted & truth).sum(0), predicted.sum(0), truth.sum(0)])  # (3, classes)
+        for average, (hits, named, there) in (("micro", counts.sum(1, keepdims=True)), ("macro", counts)):
             rows.append(
-                {"probability": reading, "average": average, "precision": precision, "recall": recall, "f1": f1}
+                {
+                    "probability": reading,
+                    "average": average,
+                    "precision": (hits / np.maximum(named, 1)).mean(),
+                    "recall": (hits / there).mean(),
+                    "f1": (2 * hits / (named + there)).mean(),
+                }
             )
-    frame = pd.DataFrame(rows)
-    frame["mean_average_precision"] = average_precision_score(truth[:, seen], logits.numpy()[:, seen], average="macro")
-    return frame
+    return pd.DataFrame(rows).assign(mean_average_precision=average_precision_score(truth, scores, average="macro"))
 
 
 def twin_accuracy(images: Tensor, recipes: Tensor, ids: Sequence[str], twins: Sequence[str]) -> float:

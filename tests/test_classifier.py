@@ -44,4 +44,4 @@ def test_group_wise_head_equals_loops():
     for b in range(2):
         for k in range(5):
             expected = float((states[0][b, k] @ model.weight[k] + model.bias[k]).detach())
-            assert float(logits[b, k]) == pytest.approx(expected, abs=1e-5)
+            assert float(logits[b, k].detach()) == pytest.approx(expected, abs=1e-5)

@@ -44,7 +44,7 @@ def test_every_variant_starts_where_the_baseline_stopped(baseline, batch, name):
 def test_debiased_z_equals_the_formula(baseline, batch):
     system = grown(baseline, "debiased")
     found = system.encode_images(batch.images)
-    p = torch.sigmoid(found.logits)
+    p = torch.sigmoid(found.logits).detach()
     values = system.adjustment.value(system.adjustment.dictionary)
     for b in range(6):
         kept = {k: float(p[b, k]) for k in range(20) if p[b, k] >= 0.5}

@@ -179,4 +179,6 @@ def loader(dataset: StudyDataset, sampler: Sampler[Draw], workers: int = 0) -> D
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=workers > 0,
+        # Its own: from the global one it would draw a number an epoch, and a resumed run would drop out other units.
+        generator=torch.Generator(),
     )
