@@ -60,8 +60,8 @@ class BackdoorAdjustment(nn.Module):
     Args:
         dictionary: D, (K, E); frozen.
         embed_dim: width of the image embedding.
-        normalise: scale each row of Wv(D) to the mean length of the image embeddings of the batch, so that the
-            term cannot outgrow what it is added to. The paper leaves it unbounded.
+        normalise: scale each row of Wv(D) to the length of the image embedding, so that the term cannot outgrow what
+            it is added to. The paper leaves it unbounded.
 
     Shape:
         embedding (B, D), weights (B, K) -> z (B, D), to be added to the embedding.
@@ -77,7 +77,7 @@ class BackdoorAdjustment(nn.Module):
         values = self.value(self.dictionary)  # (K, D)
         if self.normalise:
             # Detached: the term takes the scale of the image embedding, it does not set it.
-            values = F.normalize(values, dim=1) * embedding.detach().norm(dim=1).mean()
+            return weights @ F.normalize(values, dim=1) * embedding.detach().norm(dim=1, keepdim=True)
         return weights @ values
 
 
@@ -107,6 +107,8 @@ def corrupt_labels(labels: Tensor, rate: float, generator: torch.Generator) -> T
     """
     noise = torch.rand(labels.shape, generator=generator)
     swapped = (labels > 0) & (noise < rate)
+    # No more than there are absent classes to take their place.
+    swapped &= swapped.cumsum(1) <= (labels <= 0).sum(1, keepdim=True)
     # The random classes are those of the largest noise among the absent ones: as many as were taken away.
     score = torch.where(labels > 0, -1.0, torch.rand(labels.shape, generator=generator))
     rank = score.argsort(1, descending=True).argsort(1)

@@ -91,8 +91,9 @@ def queries(variant: str, system: RetrievalSystem, found: Encoded, seed: int) ->
         out[f"{variant}@true_labels"] = found.embedding + told(found.labels)
     if attached.weights == "labels":
         out[f"{variant}@permuted_labels"] = found.embedding + told(permute_rows(found.labels, generator))
-        # A recipe without any label has no z: alone it would be a zero vector, so the labels alone keep a trace of e.
-        out[f"{variant}@labels_only"] = found.embedding * 1e-3 + found.z
+        # A recipe without any label has no z; one constant stands for it, since a zero vector cannot be ranked.
+        nothing = found.z.norm(dim=1, keepdim=True) == 0
+        out[f"{variant}@labels_only"] = torch.where(nothing, torch.ones_like(found.z), found.z)
         for rate in CORRUPTION:
             labels = corrupt_labels(found.labels, rate, generator)
             out[f"{variant}@corrupted_{rate}"] = found.embedding + told(labels)
@@ -143,12 +144,12 @@ def classifier_metrics(logits: Tensor, labels: Tensor, gamma_neg: float, gamma_p
     return pd.DataFrame(rows).assign(mean_average_precision=average_precision_score(truth, scores, average="macro"))
 
 
-def twin_accuracy(images: Tensor, recipes: Tensor, ids: Sequence[str], twins: Sequence[str]) -> float:
-    """Share of the queries that stand nearer to their own recipe than to its near-duplicate; NaN without twins."""
+def twin_accuracy(images: Tensor, recipes: Tensor, ids: Sequence[str], twins: Sequence[str]) -> float | None:
+    """Share of the queries that stand nearer to their own recipe than to its near-duplicate; None without twins."""
     row = {id_: i for i, id_ in enumerate(ids)}
     pairs = [(i, row[twin]) for i, twin in enumerate(twins) if twin in row]
     if not pairs:
-        return float("nan")
+        return None
     own, other = torch.tensor(pairs).T
     cosine = torch.nn.functional.cosine_similarity
     return float((cosine(images[own], recipes[own]) > cosine(images[own], recipes[other])).double().mean())
@@ -170,14 +171,38 @@ def compare(
     same recipes in the same order.
     """
 
-    def hits(variant: str, where: str) -> np.ndarray:
-        rows = ranks[(ranks.variant == variant) & (ranks.split == where) & (ranks.direction == direction)]
-        return (rows.pivot(index="seed", columns="query", values="rank") <= k).to_numpy()
-
-    difference, low, high = paired_bootstrap(hits(a, split), hits(b, against_split or split))
+    found = paired_bootstrap(
+        _hits(ranks, a, split, direction, k), _hits(ranks, b, against_split or split, direction, k)
+    )
+    difference, low, high = found
     return {
         "a": a, "b": b, "split": split, "against_split": against_split or split, "direction": direction,
         "metric": f"recall_{k}", "difference": difference, "low": low, "high": high, "seeds": int(ranks.seed.nunique()),
+    }  # fmt: skip
+
+
+def _hits(ranks: pd.DataFrame, variant: str, split: str, direction: str, k: int) -> np.ndarray:
+    """(seeds, queries) bool: the true candidate is among the first k."""
+    rows = ranks[(ranks.variant == variant) & (ranks.split == split) & (ranks.direction == direction)]
+    return (rows.pivot(index="seed", columns="query", values="rank") <= k).to_numpy()
+
+
+def compare_falls(
+    ranks: pd.DataFrame, a: str, b: str, *, start: str, end: str, direction: str = "i2r", k: int = 1
+) -> dict:
+    """The change of R@k from split `start` to `end` of variant `a` minus that of `b`; positive: `a` falls less.
+
+    Both splits hold the same recipes in the same order, so each query is its own control.
+    """
+    change = [
+        _hits(ranks, variant, end, direction, k) - _hits(ranks, variant, start, direction, k).astype(float)
+        for variant in (a, b)
+    ]
+    difference, low, high = paired_bootstrap(*change)
+    return {
+        "a": a, "b": b, "split": f"change from {start} to {end}", "against_split": f"change from {start} to {end}",
+        "direction": direction, "metric": f"recall_{k}", "difference": difference, "low": low, "high": high,
+        "seeds": int(ranks.seed.nunique()),
     }  # fmt: skip
 
 
@@ -205,7 +230,11 @@ def intervals(ranks: pd.DataFrame, direction: str, k: int = 1) -> pd.DataFrame:
 def nearest(images: Tensor, recipes: Tensor, rows: Sequence[int], k: int) -> list[list[int]]:
     """The k recipes nearest to some photos by cosine, best first."""
     normalise = torch.nn.functional.normalize
-    return (normalise(images[rows], dim=1) @ normalise(recipes, dim=1).T).topk(k, dim=1).indices.tolist()
+    return (
+        (normalise(images[rows], dim=1) @ normalise(recipes, dim=1).T)
+        .topk(min(k, len(recipes)), dim=1)
+        .indices.tolist()
+    )
 
 
 @torch.inference_mode()
@@ -220,6 +249,8 @@ def ingredient_lines(system: RetrievalSystem, split: Split, batch_size: int = 51
         recipe = np.repeat(np.arange(len(rows)), np.diff(split.label_start[start : rows[-1] + 2]))
         position = split.positions[labelled]
         kept = position >= 0  # lines beyond max_sentences were not tokenised
+        if not kept.any():
+            continue
         sentences = batch.ingredients[recipe[kept], position[kept]]
         used, which = sentences.unique(return_inverse=True)
         features = encoder.encode_sentences("ingredients", batch.tokens[used])[which]
@@ -229,7 +260,7 @@ def ingredient_lines(system: RetrievalSystem, split: Split, batch_size: int = 51
 def write_results(folder: Path, results: pd.DataFrame, ranks: pd.DataFrame, metrics: dict) -> None:
     """results.csv, ranks.parquet and metrics.json of a study."""
     write_text(folder / "results.csv", results.to_csv(index=False, float_format="%.6g"))
-    write_text(folder / "metrics.json", json.dumps(metrics, indent=1))
+    write_text(folder / "metrics.json", json.dumps(metrics, indent=1, allow_nan=False))
     partial = folder / "ranks.partial"
     ranks.to_parquet(partial, index=False)
     os.replace(partial, folder / "ranks.parquet")

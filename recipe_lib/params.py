@@ -161,6 +161,30 @@ def _constraint(where: str, text: str) -> str:
 # ---- the values: files and the command line ----
 
 
+# What single ranges cannot say: these combinations would stop a run in the middle.
+TOGETHER = [
+    (("crop_size", "image_size"), lambda crop, stored: crop <= stored, "crop_size must be at most image_size"),
+    (("recipe_dim", "recipe_heads"), lambda dim, heads: dim % heads == 0, "recipe_dim must be a multiple of the heads"),
+    (
+        ("classifier_dim", "classifier_heads"),
+        lambda dim, heads: dim % heads == 0 and dim % 4 == 0,
+        "classifier_dim must be a multiple of 4 and of the heads",
+    ),
+    (
+        ("val_share", "test_share"),
+        lambda val, test: min(val, test) > 0 and val + test < 1,
+        "shares must leave all splits",
+    ),
+    (("source", "source_dir"), lambda source, folder: source == "kitchen" or folder, "source_dir must name the folder"),
+    (
+        ("variants",),
+        lambda names: {"equal_compute", "debiased"} <= set(names),
+        "variants must hold equal_compute and debiased, which the verdict compares",
+    ),
+    (("max_sentences", "max_tokens"), lambda *most: max(most) <= 50, "at most 50 positions are learnt"),
+]
+
+
 def load(
     files: Iterable[Path], overrides: Iterable[tuple[str, str]], schema: dict[str, Parameter]
 ) -> dict[str, object]:
@@ -178,9 +202,11 @@ def load(
         ParamsError: with file, line and key.
     """
     values = {name: parameter.default for name, parameter in schema.items()}
+    places = {}
     for path in files:
         for key, node, where in _entries(path):
             values[key] = _checked(where, key, node, schema)
+            places[key] = where
     for key, text in overrides:
         where = f"-p {key}"
         if key in schema and schema[key].kind == "str":
@@ -188,6 +214,11 @@ def load(
         else:
             node = _compose(where, text)
         values[key] = _checked(where, key, node, schema)
+        places[key] = where
+    for keys, holds, message in TOGETHER:
+        if set(keys) <= set(values) and not holds(*(values[key] for key in keys)):
+            where = next((places[key] for key in keys if key in places), keys[0])
+            raise ParamsError(f"{where}: {message}, got " + ", ".join(f"{key} {values[key]!r}" for key in keys))
     return values
 
 

@@ -162,6 +162,7 @@ def train(system: RetrievalSystem, store: Store, config: TrainingConfig, folder:
         history, a row an epoch.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is free to differ from run to run
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False
     recorder = Recorder(folder / "last.ckpt", config)
@@ -222,6 +223,7 @@ def _resumable(path: Path, started_as: str) -> Path | None:
     """The checkpoint to go on from; none where the run that left it was another one."""
     started = path.with_name("started.json")
     if not (path.is_file() and started.is_file()):
+        path.unlink(missing_ok=True)
         return None
     if json.loads(started.read_text())["fingerprint"] != started_as:
         print("the checkpoint here belongs to other parameters or data: training starts anew")

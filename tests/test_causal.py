@@ -67,7 +67,7 @@ def test_normalised_values_have_the_length_of_the_embedding():
     module = BackdoorAdjustment(100 * torch.randn(5, 3), 4, normalise=True)
     embedding = torch.randn(6, 4, requires_grad=True)
     z = module(embedding, torch.eye(5)[[0, 1, 2, 3, 4, 0]])
-    torch.testing.assert_close(z.norm(dim=1), embedding.detach().norm(dim=1).mean().expand(6))
+    torch.testing.assert_close(z.norm(dim=1), embedding.detach().norm(dim=1))
     z.sum().backward()
     assert embedding.grad is None, "the term takes the scale of e, it does not set it"
 
@@ -96,6 +96,11 @@ def test_corruption_keeps_the_number_of_labels(seed, rate):
         assert torch.equal(wrong, labels)
     if rate == 1:
         assert float((wrong * labels).sum()) == 0
+
+
+def test_corruption_without_enough_absent_classes():
+    assert corrupt_labels(torch.tensor([[1.0, 1.0, 0.0]]), 1.0, seeded()).sum() == 2
+    assert corrupt_labels(torch.ones(2, 3), 1.0, seeded()).tolist() == [[1, 1, 1]] * 2
 
 
 def test_corruption_swaps_at_its_rate():

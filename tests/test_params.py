@@ -247,3 +247,22 @@ def test_the_shared_bad_files(tmp_path, monkeypatch, schema, name):
 @pytest.mark.skipif(not BAD.is_dir(), reason="the shared bad inputs are not beside the repository")
 def test_the_shared_empty_file(schema):
     assert load([BAD / "empty.yaml"], [], schema)["epochs"] == 8
+
+
+@pytest.mark.parametrize(
+    ("lines", "word"),
+    [
+        ("crop_size: 80", "crop_size must be at most image_size"),
+        ("recipe_heads: 3", "recipe_dim must be a multiple"),
+        ("classifier_dim: 6\nclassifier_heads: 3", "multiple of 4"),
+        ("val_share: 0.6\ntest_share: 0.5", "shares"),
+        ("source: cookbook", "source_dir"),
+        ("variants: [oracle]", "variants must hold"),
+    ],
+)
+def test_impossible_combinations_stop_before_the_start(tmp_path, lines, word):
+    path = tmp_path / "a.yaml"
+    path.write_text(lines + "\n")
+    with pytest.raises(ParamsError, match=word) as error:
+        load([path], [], declared(NOTEBOOKS))
+    assert f"{path}:1" in str(error.value)

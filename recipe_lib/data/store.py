@@ -10,6 +10,7 @@ Nothing is tokenised or resized again in training. Token ids of a split live in 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -65,9 +66,25 @@ def prepare(recipes: Iterable[Recipe], folder: Path, config: StoreConfig) -> dic
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
+    try:
+        card = _write_store(recipes, partial, config)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(partial, folder)
+    # A notebook that prepares twice must not see the photos of the first store.
+    _open.cache_clear()
+    _read_row_group.cache_clear()
+    return card
+
+
+def _write_store(recipes: Iterable[Recipe], partial: Path, config: StoreConfig) -> dict:
     counts, skipped = _write_recipes(recipes, partial, config)
     if not counts.get("train"):
-        raise DataError(f"{folder}: no training recipe has a photo that can be read; nothing to learn retrieval from")
+        raise DataError("no training recipe has a photo that can be read; nothing to learn retrieval from")
+    if not counts.get("val") or not set(counts) - {"train", "val", TEXT_ONLY}:
+        raise DataError("no pair fell into the validation or into a test split; add recipes or raise the shares")
 
     tokenizer = train_tokenizer(_texts(partial / "train"), config.min_word_count)
     names = (row for batch in _columns(partial / "train", ["names"]) for row in batch["names"])
@@ -81,14 +98,23 @@ def prepare(recipes: Iterable[Recipe], folder: Path, config: StoreConfig) -> dic
     card = {
         "recipes": counts,
         "vocabulary": tokenizer.get_vocab_size(),
-        "ingredient_classes": len(classes.names),
+        "ingredient_classes": dict(zip(classes.names, classes.counts, strict=True)),
+        "examples": next(_columns(partial / "train", ["id", "title", "ingredients", "instructions"]))["title"][:5],
         "skipped": skipped,
         "config": vars(config),
+        "sha256": _digest(partial),
     }
     (partial / "card.json").write_text(json.dumps(card, indent=1, ensure_ascii=False), encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)
     return card
+
+
+def _digest(folder: Path) -> str:
+    """Of all shards: photos too, which may change while every count stays."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.parquet")):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def _write_recipes(recipes: Iterable[Recipe], folder: Path, config: StoreConfig) -> tuple[dict[str, int], list[str]]:

@@ -30,7 +30,8 @@ class ImageEncoder(nn.Module):
     def __init__(self, model: str, embed_dim: int, *, pretrained: bool = False, model_args: Sequence[str] = ()):
         super().__init__()
         self.backbone = _create(model, pretrained, model_args).to(memory_format=torch.channels_last)
-        self.fc = nn.Linear(self.backbone.num_features, embed_dim)
+        pooled = getattr(self.backbone, "head_hidden_size", None) or self.backbone.num_features
+        self.fc = nn.Linear(pooled, embed_dim)
         # The statistics belong to the weights: a buffer goes where the weights go, and is saved with them.
         config = self.backbone.pretrained_cfg
         self.register_buffer("mean", 255 * torch.tensor(config["mean"])[:, None, None])
@@ -83,6 +84,6 @@ def _create(model: str, pretrained: bool, model_args: Sequence[str]) -> nn.Modul
         if not pretrained:
             raise
         raise ConnectionError(
-            f"pretrained: true, but the weights of {model} cannot be fetched ({type(error).__name__}); "
+            f"pretrained: true, but the weights of {model} cannot be fetched ({str(error).splitlines()[0][:120]}); "
             "connect once so that they are cached, or set pretrained: false"
         ) from error

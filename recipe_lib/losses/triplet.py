@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -15,7 +16,8 @@ def triplet_loss(a: Tensor, b: Tensor, margin: float = 0.3) -> Tensor:
     Shape:
         a, b (B, D); row i of a belongs to row i of b -> scalar. One pair alone has no negative and costs 0.
     """
-    similarity = F.normalize(a.float(), dim=1) @ F.normalize(b.float(), dim=1).T  # (B, B)
+    with torch.autocast(a.device.type, enabled=False):  # it would take the product back to 8 bits of mantissa
+        similarity = F.normalize(a.float(), dim=1) @ F.normalize(b.float(), dim=1).T  # (B, B)
     positive = similarity.diagonal()
     a_to_b = (margin + similarity - positive[:, None]).clamp(min=0)
     b_to_a = (margin + similarity - positive[None, :]).clamp(min=0)

@@ -20,6 +20,9 @@ def recipe(i, split="train", photos=1, **changes):
     return Recipe(**fields | changes)
 
 
+EVAL = [recipe("v", "val"), recipe("t", "test")]
+
+
 def test_round_trip(tmp_path):
     recipes = [recipe(i) for i in range(3)] + [recipe(3, "val"), recipe(4, photos=0), recipe(5, "test", photos=2)]
     card = prepare(recipes, tmp_path / "data", CONFIG)
@@ -33,7 +36,7 @@ def test_round_trip(tmp_path):
 
 
 def test_token_ids_are_the_words_and_labels_point_to_their_lines(tmp_path):
-    prepare([recipe(0), recipe(1, "val")], tmp_path / "data", CONFIG)
+    prepare([recipe(0), *EVAL], tmp_path / "data", CONFIG)
     store = Store(tmp_path / "data")
     split = store.split("train")
     words = [
@@ -50,7 +53,7 @@ def test_token_ids_are_the_words_and_labels_point_to_their_lines(tmp_path):
 def test_limits_and_empty_fields(tmp_path):
     long = recipe(0, ingredients=["onion"] * 500 + ["stock"], instructions=["very " * 20_000])
     bare = recipe(1, title="", ingredients=["", "stock"], instructions=[])
-    prepare([long, bare], tmp_path / "data", CONFIG)
+    prepare([long, bare, *EVAL], tmp_path / "data", CONFIG)
     split = Store(tmp_path / "data").split("train")
     lengths = np.diff(split.sentence_start)
     assert lengths.max() <= 15 and lengths.min() >= 1, "an empty field is one <unk>, no mean is over nothing"
@@ -59,11 +62,18 @@ def test_limits_and_empty_fields(tmp_path):
     assert split.positions[split.label_start[1] :].tolist() == [0], "the empty line before it was not tokenised"
 
 
+def test_the_card_knows_the_photos(tmp_path):
+    """Other photos under the same text are other data: a checkpoint trained on the first must not be taken up."""
+    cards = [prepare([recipe(0, images=[PHOTO // d]), *EVAL], tmp_path / "data", CONFIG) for d in (1, 2, 1)]
+    assert cards[0] == cards[2] and cards[0]["sha256"] != cards[1]["sha256"]
+    assert cards[0]["ingredient_classes"] == {"onion": 1, "stock": 1}
+
+
 def test_rows_are_found_across_shards_and_row_groups(tmp_path):
     n = SHARD + ROW_GROUP + 5
     tiny = np.zeros((8, 8, 3), np.uint8)
     recipes = (recipe(i, images=[np.full_like(tiny, i % 251)]) for i in range(n))
-    prepare(recipes, tmp_path / "data", StoreConfig(8, 1, 2))
+    prepare([*recipes, *EVAL], tmp_path / "data", StoreConfig(8, 1, 2))
     split = Store(tmp_path / "data").split("train")
     assert len(split) == n
     for row in (0, ROW_GROUP - 1, ROW_GROUP, SHARD - 1, SHARD, n - 1):
@@ -73,9 +83,9 @@ def test_rows_are_found_across_shards_and_row_groups(tmp_path):
 
 def test_same_recipes_same_bytes(tmp_path):
     for name in ("a", "b"):
-        prepare([recipe(i) for i in range(4)], tmp_path / name, CONFIG)
+        prepare([recipe(i) for i in range(4)] + EVAL, tmp_path / name, CONFIG)
     files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*.*"))
-    assert len(files) == 5
+    assert len(files) == 9
     for file in files:
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
 
@@ -84,9 +94,9 @@ def test_broken_photo_is_named_and_the_recipe_still_trains_as_text(tmp_path):
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"no image")
     card = prepare(
-        [recipe(0), recipe(1, images=[broken]), recipe(2, "val", images=[broken])], tmp_path / "data", CONFIG
+        [recipe(0), recipe(1, images=[broken]), recipe(2, "val", images=[broken]), *EVAL], tmp_path / "data", CONFIG
     )
-    assert card["recipes"] == {"text_only": 1, "train": 1}
+    assert card["recipes"] == {"test": 1, "text_only": 1, "train": 1, "val": 1}
     assert "recipe r1" in card["skipped"][0] and "broken.jpg" in card["skipped"][0]
     assert any("recipe r2: no photo in split val" in line for line in card["skipped"])
 
@@ -96,12 +106,15 @@ def test_errors_leave_no_store(tmp_path):
         prepare([recipe(0), recipe(0)], tmp_path / "data", CONFIG)
     with pytest.raises(DataError, match="no training recipe has a photo"):
         prepare([recipe(0, photos=0)], tmp_path / "data", CONFIG)
+    with pytest.raises(DataError, match="no pair fell into the validation"):
+        prepare([recipe(0), recipe(1, "val")], tmp_path / "data", CONFIG)
+    assert not list(tmp_path.iterdir()), "nothing half-made is left"
     with pytest.raises(DataError, match="run notebook 01"):
         Store(tmp_path / "data")
 
 
 def test_an_old_store_stays_until_the_new_one_is_whole(tmp_path):
-    prepare([recipe(0)], tmp_path / "data", CONFIG)
+    prepare([recipe(0), *EVAL], tmp_path / "data", CONFIG)
 
     def dying():
         yield recipe(1)
@@ -110,7 +123,7 @@ def test_an_old_store_stays_until_the_new_one_is_whole(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         prepare(dying(), tmp_path / "data", CONFIG)
     assert Store(tmp_path / "data").split("train").ids == ["r0"]
-    prepare([recipe(2)], tmp_path / "data", CONFIG)
+    prepare([recipe(2), *EVAL], tmp_path / "data", CONFIG)
     assert Store(tmp_path / "data").split("train").ids == ["r2"]
 
 

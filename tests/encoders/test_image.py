@@ -12,6 +12,8 @@ IMAGES = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torc
         ("test_resnet", ["output_stride: 16"], 96, 4),
         ("test_vit", ["img_size: 64"], 64, 4),
         ("test_convnext", [], 64, 2),
+        ("mobilenetv3_small_050", [], 288, 2),
+        ("swin_tiny_patch4_window7_224", ["img_size: 64", "depths: [1, 1, 1, 1]"], 768, 2),
     ],
 )
 def test_any_backbone_gives_a_map_and_an_embedding(model, args, channels, side):

@@ -53,3 +53,11 @@ def test_gradient_by_finite_differences():
     (expected,) = torch.autograd.grad(loss(a), a)
     (found,) = torch.autograd.grad(triplet_loss(a, b, 0.3), a)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_autocast_does_not_touch_the_similarities():
+    eye = torch.eye(4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert float(triplet_loss(eye, eye, 0.3)) == pytest.approx(0, abs=1e-6)
+        a, b = torch.randn(2, 7, 5, generator=torch.Generator().manual_seed(7))
+        assert float(triplet_loss(a, b)) == pytest.approx(naive(a, b, 0.3), abs=1e-5)
