@@ -203,10 +203,3 @@ def read_manifest(folder: Path) -> dict:
         return {"stages": {}}
     except ValueError:
         raise RunError(f"{path}: not JSON; delete the file to run all stages again") from None
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

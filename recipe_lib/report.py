@@ -11,7 +11,8 @@ import pandas as pd
 from jinja2 import Environment
 from nbconvert import HTMLExporter
 
-from recipe_lib.record import read_manifest, write_text
+from recipe_lib.paths import write_text
+from recipe_lib.record import read_manifest
 
 PAGE = """\
 <!DOCTYPE html>

@@ -20,6 +20,7 @@ import psutil
 
 from recipe_lib import record
 from recipe_lib.params import Parameter
+from recipe_lib.paths import write_text
 from recipe_lib.record import RunError
 from recipe_lib.report import write_report
 
@@ -144,7 +145,7 @@ class Runner:
         self._save()
 
     def _save(self) -> None:
-        record.write_text(self.folder / "manifest.json", json.dumps(self.manifest, indent=2) + "\n")
+        write_text(self.folder / "manifest.json", json.dumps(self.manifest, indent=2) + "\n")
 
     def _report(self) -> None:
         write_report(self.folder)

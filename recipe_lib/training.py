@@ -188,6 +188,8 @@ def train(system: RetrievalSystem, store: Store, config: TrainingConfig, folder:
     with warnings.catch_warnings():
         # "does not have many workers": the number of workers is a parameter of the run.
         warnings.simplefilter("ignore", PossibleUserWarning)
+        # Lightning's own use of torch: nothing that a reader of the notebook could act on.
+        warnings.simplefilter("ignore", FutureWarning)
         write_text(folder / "started.json", json.dumps({"fingerprint": started_as}))
         trainer.fit(task, *_loaders(store, config), ckpt_path=resume, weights_only=True)
     history = pd.DataFrame(recorder.history)
