@@ -61,7 +61,7 @@ def prepare(recipes: Iterable[Recipe], folder: Path, config: StoreConfig) -> dic
     The store appears under its name only when it is whole; an older store there is replaced.
 
     Raises:
-        DataError: a duplicate id, no training pair, or fewer ingredients than classes.
+        DataError: a duplicate id, a split without pairs (train, val, test), or fewer ingredients than classes.
     """
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
