@@ -9,7 +9,8 @@ import nbformat
 import pytest
 
 from recipe_lib.data.kitchen import KitchenConfig, cook
-from recipe_lib.data.store import Store, StoreConfig, prepare
+from recipe_lib.data.prepare import StoreConfig, prepare
+from recipe_lib.data.store import Store
 from recipe_lib.models import SystemConfig
 
 STUDY = 'study: str = "kitchen"  # folder of the results below outputs/\n'

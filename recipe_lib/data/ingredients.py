@@ -10,8 +10,7 @@ import csv
 import os
 import re
 import unicodedata
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -114,15 +113,23 @@ class IngredientClasses:
         object.__setattr__(self, "_index", self.aliases | {name: i for i, name in enumerate(self.names)})
 
     @classmethod
-    def from_recipes(cls, names_per_recipe: Iterable[Sequence[str | None]], k: int) -> IngredientClasses:
-        """The `k` names that most recipes mention, ties in alphabetical order. DataError if there are fewer names."""
-        recipes = Counter()
-        for names in names_per_recipe:  # a recipe counts once, however often it says salt
-            recipes.update({_key(name) for name in names if name} - {""})
+    def from_counts(cls, recipes: Mapping[str, int], k: int) -> IngredientClasses:
+        """The `k` names that most recipes mention, ties in alphabetical order. DataError if there are fewer names.
+
+        Args:
+            recipes: number of recipes that mention each name, as `mentions` gives them.
+        """
         if not 1 <= k <= len(recipes):
             raise DataError(f"{k} ingredient classes asked for: choose 1 to {len(recipes)}, the names in these recipes")
         top = sorted(recipes.items(), key=lambda item: (-item[1], item[0]))[:k]
         return cls([name for name, _ in top], [count for _, count in top])
+
+    def recounted(self, recipes: Mapping[str, int]) -> IngredientClasses:
+        """The same table with the numbers of other recipes. DataError names a class that none of them mentions."""
+        for name in self.names:
+            if not recipes.get(name):
+                raise DataError(f"ingredient class {name!r}: no paired training recipe has it; take it off the table")
+        return IngredientClasses(self.names, [recipes[name] for name in self.names], self.aliases)
 
     def label(self, names: Sequence[str | None]) -> list[tuple[int, int]]:
         """(position in the ingredient list, class index) of every line whose name has a class, in order."""
@@ -168,6 +175,13 @@ class IngredientClasses:
         self.names.append(name)
         self.counts.append(int(row[2]))
         self.aliases.update(dict.fromkeys(aliases, index))
+
+
+def mentions(names: Sequence[str | None], classes: IngredientClasses | None = None) -> set[str]:
+    """What one recipe's lines name, each once, however often it says salt: classes of a table, or any names."""
+    if classes:
+        return {classes.names[index] for _, index in classes.label(names)}
+    return {_key(name) for name in names if name} - {""}
 
 
 def _key(name: str) -> str:

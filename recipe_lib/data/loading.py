@@ -116,8 +116,8 @@ class StudyDataset(Dataset):
         return Batch(recipe_batch(self.split, draw.rows), rows, images, labels)
 
     def _image(self, row: int, rng: np.random.Generator) -> np.ndarray:
-        photos = self.split.photos(row)
-        pixels = decode_jpeg(photos[rng.integers(len(photos)) if self.augment else 0])
+        which = int(rng.integers(self.split.photo_count(row))) if self.augment else 0
+        pixels = decode_jpeg(self.split.photo(row, which))
         spare = np.array(pixels.shape[:2]) - self.crop
         if spare.min() < 0:
             raise ValueError(f"crop_size {self.crop} is larger than the stored photos; lower it or prepare larger ones")
@@ -130,44 +130,68 @@ class PairedBatches(Sampler[Draw]):
     """Shuffled paired batches, each followed by a text-only batch of twice the size where there are text-only recipes.
 
     A last batch of fewer than two pairs is dropped: it would hold no negative.
+
+    Args:
+        batch_size: pairs a step over all processes; each takes every world-th row of the same batch.
+        rank, world: this process among all. Rows of a batch that do not divide among all are dropped.
+
+    Raises:
+        ValueError: the batch does not divide among the processes.
     """
 
-    def __init__(self, pairs: int, batch_size: int, *, text_only: int = 0, seed: int = 0):
+    def __init__(
+        self, pairs: int, batch_size: int, *, text_only: int = 0, seed: int = 0, rank: int = 0, world: int = 1
+    ):
+        if batch_size % world:
+            raise ValueError(f"a batch of {batch_size} does not divide among {world} devices")
         self.pairs, self.batch_size, self.text_only, self.seed, self.epoch = pairs, batch_size, text_only, seed, 0
+        self.rank, self.world = rank, world
 
     def set_epoch(self, epoch: int) -> None:
         """Lightning calls this: the order follows from the seed and the epoch, so a resumed run sees the same."""
         self.epoch = epoch
 
     def _paired(self) -> int:
-        return self.pairs // self.batch_size + (self.pairs % self.batch_size > 1)
+        rest = self.pairs % self.batch_size
+        return self.pairs // self.batch_size + (rest - rest % self.world > 1)
+
+    def _with_text(self) -> bool:
+        return self.text_only >= self.world
 
     def __len__(self) -> int:
-        return self._paired() * (2 if self.text_only else 1)
+        return self._paired() * (2 if self._with_text() else 1)
+
+    def _share(self, rows: np.ndarray) -> np.ndarray:
+        return rows[: len(rows) - len(rows) % self.world][self.rank :: self.world]
 
     def __iter__(self) -> Iterator[Draw]:
         rng = np.random.default_rng([self.seed, self.epoch])
         order, text = rng.permutation(self.pairs), rng.permutation(self.text_only)
         for step in range(self._paired()):
-            yield Draw(order[step * self.batch_size : (step + 1) * self.batch_size], True, self.epoch)
-            if self.text_only:
+            rows = order[step * self.batch_size : (step + 1) * self.batch_size]
+            yield Draw(self._share(rows), True, self.epoch)
+            if self._with_text():
                 # Round and round the text-only recipes: one epoch is one pass over the pairs.
                 take = np.arange(2 * self.batch_size) + step * 2 * self.batch_size
-                yield Draw(text[np.unique(take % self.text_only)], False, self.epoch)
+                yield Draw(self._share(text[np.unique(take % self.text_only)]), False, self.epoch)
 
 
 class InOrder(Sampler[Draw]):
-    """Every pair once, in order: validation, extraction and evaluation."""
+    """Every pair once, in order: validation, extraction and evaluation.
 
-    def __init__(self, pairs: int, batch_size: int):
-        self.pairs, self.batch_size = pairs, batch_size
+    Of several processes each takes every world-th row; the last row fills up those that would be one short.
+    """
+
+    def __init__(self, pairs: int, batch_size: int, *, rank: int = 0, world: int = 1):
+        self.rows = np.arange(rank, -(-pairs // world) * world, world).clip(max=pairs - 1)
+        self.batch_size = max(1, batch_size // world)
 
     def __len__(self) -> int:
-        return -(-self.pairs // self.batch_size)
+        return -(-len(self.rows) // self.batch_size)
 
     def __iter__(self) -> Iterator[Draw]:
-        for start in range(0, self.pairs, self.batch_size):
-            yield Draw(np.arange(start, min(start + self.batch_size, self.pairs)), True, 0)
+        for start in range(0, len(self.rows), self.batch_size):
+            yield Draw(self.rows[start : start + self.batch_size], True, 0)
 
 
 def loader(dataset: StudyDataset, sampler: Sampler[Draw], workers: int = 0) -> DataLoader:

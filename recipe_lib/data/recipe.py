@@ -24,7 +24,9 @@ class Recipe:
         images: photo files, or rendered dishes (H, W, 3) uint8; empty for a text-only recipe.
         split: "train", "val" or the name of a test split.
         names: canonical ingredient of each line where the source knows it, else None: names are then made by rules.
+            Further names after those of the lines are in the recipe but on no known line.
         truth: the causal variables behind a synthetic dish; empty for real ones.
+        image_root: photo files must lie in this folder once links are followed; None: the reader has checked them.
     """
 
     id: str
@@ -35,3 +37,4 @@ class Recipe:
     split: str
     names: list[str | None] | None = None
     truth: dict = field(default_factory=dict)
+    image_root: Path | None = None

@@ -1,13 +1,14 @@
 """Ingredient names by rules, and the classes made of them."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipe_lib.data.ingredients import IngredientClasses, ingredient_name
+from recipe_lib.data.ingredients import IngredientClasses, ingredient_name, mentions
 from recipe_lib.data.recipe import DataError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -109,18 +110,31 @@ def test_lines_in_twenty_languages():
         assert any(names), row[:80]
 
 
+def from_recipes(recipes, k):
+    return IngredientClasses.from_counts(Counter(name for names in recipes for name in mentions(names)), k)
+
+
 def test_classes_count_recipes_and_break_ties_by_name():
     recipes = [["salt", "egg", "salt"], ["salt", None, "milk"], ["egg", "flour", ""], ["salt", "milk"]]
-    classes = IngredientClasses.from_recipes(iter(recipes), 3)
+    classes = from_recipes(recipes, 3)
     assert classes.names == ["salt", "egg", "milk"] and classes.counts == [3, 2, 2]
     assert classes.label(["milk", None, "flour", "salt", "milk"]) == [(0, 2), (3, 0), (4, 2)]
     assert classes.label([]) == []
 
 
+def test_a_table_takes_the_numbers_of_the_recipes():
+    table = IngredientClasses(["egg", "salt"], [9, 9], {"eggs": 0})
+    recipes = [["egg", "eggs"], ["eggs", "flour"], ["salt", "egg"]]
+    counted = table.recounted(Counter(name for names in recipes for name in mentions(names, table)))
+    assert counted.names == table.names and counted.counts == [3, 1] and counted.aliases == {"eggs": 0}
+    with pytest.raises(DataError, match="'salt': no paired training recipe"):
+        table.recounted({"egg": 1})
+
+
 @pytest.mark.parametrize("k", [0, -1, 5])
 def test_impossible_number_of_classes(k):
     with pytest.raises(DataError, match="choose 1 to 4"):
-        IngredientClasses.from_recipes([["a", "b"], ["c", "d"]], k)
+        from_recipes([["a", "b"], ["c", "d"]], k)
 
 
 def test_edited_aliases_are_honoured(tmp_path):
@@ -171,9 +185,9 @@ def test_save_and_load_give_the_same_classes(tmp_path_factory, recipes, data):
     available = {" ".join(name.replace(";", " ").split()) for names in recipes for name in names if name} - {""}
     if not available:
         with pytest.raises(DataError):
-            IngredientClasses.from_recipes(recipes, 1)
+            from_recipes(recipes, 1)
         return
-    classes = IngredientClasses.from_recipes(recipes, data.draw(st.integers(1, len(available))))
+    classes = from_recipes(recipes, data.draw(st.integers(1, len(available))))
     path = tmp_path_factory.mktemp("classes") / "classes.csv"
     classes.save(path)
     loaded = IngredientClasses.load(path)

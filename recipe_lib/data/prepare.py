@@ -1,0 +1,343 @@
+"""From a source's recipes to the prepared store, over all cores; a preparation that was killed goes on where it was.
+
+The source is streamed and cut into shards of SHARD recipes. A shard's text and photos are written as soon as it is
+full. Then the words and the ingredients of the paired training recipes are counted, and every shard gets its token ids
+and labels. A shard's record in `shards/` says what it was made from: one that is there and whose recipes are the same
+is not made again. The layout is described in `store`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tokenizers import Tokenizer
+from tqdm.auto import tqdm
+
+from recipe_lib.data.images import ImageError, read_image, to_jpeg
+from recipe_lib.data.ingredients import IngredientClasses, ingredient_name, mentions
+from recipe_lib.data.parallel import Workers
+from recipe_lib.data.recipe import DataError, Recipe
+from recipe_lib.data.store import TEXT_ONLY
+from recipe_lib.data.text import SentenceEncoder, word_tokenizer
+from recipe_lib.paths import write_text
+
+SHARD = 2048  # recipes of the source a shard; they may go to several splits
+ROW_GROUP = 128  # recipes whose text is read together when one is asked for
+
+
+@dataclass(frozen=True)
+class StoreConfig:
+    """How recipes are prepared.
+
+    Args:
+        image_size: shorter side of the stored photos, pixels.
+        min_word_count: a word enters the vocabulary when the paired training recipes hold it this often.
+        ingredient_classes: K, the most frequent ingredients of the paired training recipes.
+        max_sentences: ingredient lines, and instruction steps, kept of each recipe.
+        max_tokens: words kept of each sentence.
+    """
+
+    image_size: int = 256
+    min_word_count: int = 10
+    ingredient_classes: int = 500
+    max_sentences: int = 20
+    max_tokens: int = 15
+
+
+def prepare(
+    recipes: Iterable[Recipe],
+    folder: Path,
+    config: StoreConfig,
+    *,
+    classes: IngredientClasses | None = None,
+    workers: int = 0,
+) -> dict:
+    """Write the store; return the data card.
+
+    It grows in `<folder>.partial` and gets its name when it is whole; an older store there is replaced then. Whatever
+    stops a preparation, the next one takes over the shards that are finished.
+
+    Args:
+        recipes: read once, in order.
+        folder: of the store.
+        config: sizes and limits.
+        classes: a table of ingredient classes to use in place of the most frequent names.
+        workers: processes; 0: one a core. The store does not depend on it.
+
+    Raises:
+        DataError: a duplicate id, a split without pairs (train, val, test), fewer ingredients than classes, a table of
+            another number of classes, or no space.
+    """
+    if classes and len(classes.names) != config.ingredient_classes:
+        given = f"ingredient_classes is {config.ingredient_classes}"
+        raise DataError(f"the table holds {len(classes.names)} ingredient classes, {given}; make them equal")
+    partial, old = (folder.with_name(folder.name + end) for end in (".partial", ".old"))
+    if folder.is_dir() and not partial.exists():
+        try:
+            shutil.copytree(folder, partial, copy_function=os.link)
+        except OSError:  # no hard links on this file system: every shard is made again
+            shutil.rmtree(partial, ignore_errors=True)
+    (partial / "shards").mkdir(parents=True, exist_ok=True)
+    with Workers(workers) as pool:
+        card = _write_store(recipes, partial, config, classes, pool)
+    write_text(partial / "card.json", json.dumps(card, indent=1, ensure_ascii=False))
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.replace(old)
+    partial.replace(folder)
+    shutil.rmtree(old, ignore_errors=True)
+    return card
+
+
+def _write_store(
+    recipes: Iterable[Recipe], folder: Path, config: StoreConfig, classes: IngredientClasses | None, pool: Workers
+) -> dict:
+    shown = tqdm(recipes, desc="recipes", unit="", mininterval=5, maxinterval=30, disable=None)
+    jobs = ((folder, number, shard, config.image_size) for number, shard in enumerate(_shards(shown)))
+    records = list(pool.map(_write_recipes, jobs))
+    _remove(folder, lambda number: number >= len(records))  # of a longer source
+    counts, without_photo = (sum((Counter(r[key]) for r in records), Counter()) for key in ("recipes", "without_photo"))
+    if not counts["train"]:
+        raise DataError("no training recipe has a photo that can be read; nothing to learn retrieval from")
+    if not counts["val"] or not set(counts) - {"train", "val", TEXT_ONLY}:
+        raise DataError("no pair fell into the validation or into a test split; add recipes or raise the shares")
+
+    words, recipes_with = Counter(), Counter()
+    for found in pool.map(_count, ((folder, number, classes) for number in range(len(records)))):
+        words.update(found[0])
+        recipes_with.update(found[1])
+    tokenizer = word_tokenizer(words, config.min_word_count)
+    if classes:
+        classes = classes.recounted(recipes_with)
+    else:
+        classes = IngredientClasses.from_counts(recipes_with, config.ingredient_classes)
+    write_text(folder / "tokenizer.json", tokenizer.to_str())
+    classes.save(folder / "classes.csv")
+
+    jobs = [(folder, number, tokenizer.to_str(), classes, config) for number in range(len(records))]
+    tokens = list(
+        tqdm(
+            pool.map(_write_tokens, jobs), "shards to token ids", len(jobs), mininterval=5, maxinterval=30, disable=None
+        )
+    )
+    skipped = [line for record in records for line in record["skipped"]]
+    write_text(folder / "left_out.txt", "".join(line + "\n" for line in skipped))
+    first = min(folder.glob("train/*.recipes.parquet"))
+    examples = pq.read_table(first, columns=["title"])["title"][:5].to_pylist()
+    return {
+        "recipes": dict(sorted(counts.items())),
+        "without_photo": dict(sorted(without_photo.items())),  # of validation and test: no candidates, not stored
+        "vocabulary": tokenizer.get_vocab_size(),
+        "ingredient_classes": dict(zip(classes.names, classes.counts, strict=True)),
+        "examples": examples,
+        "left_out": len(skipped),
+        "skipped": skipped[:100],  # all: left_out.txt
+        "config": asdict(config),
+        "sha256": _digest(*(f"{name} {sha}" for r in (*records, *tokens) for name, sha in sorted(r["files"].items()))),
+    }
+
+
+def _shards(recipes: Iterable[Recipe]) -> Iterator[list[Recipe]]:
+    seen: set[str] = set()
+    shard: list[Recipe] = []
+    for recipe in recipes:
+        if recipe.id in seen:
+            raise DataError(f"recipe {recipe.id}: the id is there twice; ids must be unique over all splits")
+        seen.add(recipe.id)
+        shard.append(recipe)
+        if len(shard) == SHARD:
+            yield shard
+            shard = []
+    if shard:
+        yield shard
+
+
+# ---- jobs: one shard each, in any process ----
+
+
+def _write_recipes(folder: Path, number: int, recipes: list[Recipe], image_size: int) -> dict:
+    """Text and photos of a shard, a pair of files for each of its splits. Returns the shard's record."""
+    path, made_from = folder / "shards" / f"{number:05d}.json", _digest(str(image_size), *map(_state, recipes))
+    if record := _finished(path, made_from, folder):
+        return record
+    _remove(folder, lambda other: other == number)
+    rows: dict[str, list[dict]] = {}
+    photos: dict[str, list[bytes]] = {}
+    record = {"made_from": made_from, "recipes": {}, "without_photo": {}, "skipped": [], "files": {}}
+    for recipe in recipes:
+        jpegs = _photos(recipe, image_size, record["skipped"])
+        if not jpegs and recipe.split != "train":
+            if recipe.images:
+                record["skipped"].append(f"recipe {recipe.id}: no photo in split {recipe.split}; cannot be a candidate")
+            else:
+                record["without_photo"][recipe.split] = record["without_photo"].get(recipe.split, 0) + 1
+            continue
+        split = recipe.split if jpegs else TEXT_ONLY
+        photos.setdefault(split, []).extend(jpegs)
+        rows.setdefault(split, []).append(
+            {
+                "id": recipe.id,
+                "title": recipe.title,
+                "ingredients": recipe.ingredients,
+                "instructions": recipe.instructions,
+                "names": recipe.names or [ingredient_name(line) for line in recipe.ingredients],
+                "photo_bytes": [len(jpeg) for jpeg in jpegs],
+                "truth": json.dumps(recipe.truth, ensure_ascii=False),
+            }
+        )
+    strings = pa.list_(pa.string())
+    types = [pa.string(), pa.string(), strings, strings, strings, pa.list_(pa.int64()), pa.string()]
+    for split, found in rows.items():
+        schema = pa.schema(list(zip(found[0], types, strict=True)))
+        table = pa.table({name: [row[name] for row in found] for name in found[0]}, schema=schema)
+        record["recipes"][split] = len(found)
+        name = f"{split}/{number:05d}"
+        record["files"][f"{name}.recipes.parquet"] = _save(folder / f"{name}.recipes.parquet", _parquet(table))
+        if photos[split]:
+            record["files"][f"{name}.jpegs"] = _save(folder / f"{name}.jpegs", b"".join(photos[split]))
+    write_text(path, json.dumps(record))
+    return record
+
+
+def _photos(recipe: Recipe, size: int, skipped: list[str]) -> list[bytes]:
+    photos = []
+    for image in recipe.images:
+        try:
+            if isinstance(image, Path):
+                root = recipe.image_root
+                if root and not Path(os.path.realpath(image)).is_relative_to(root):
+                    raise ImageError(f"{image}: is a link that leaves {root}; it is not read")
+                image = read_image(image)
+            photos.append(to_jpeg(image, size))
+        except ImageError as error:
+            skipped.append(f"recipe {recipe.id}: {error}")
+    return photos
+
+
+def _count(folder: Path, number: int, classes: IngredientClasses | None) -> tuple[Counter[str], Counter[str]]:
+    """Words of a shard's paired training recipes, and the number of these recipes that name each ingredient."""
+    words, recipes_with = Counter(), Counter()
+    path = folder / "train" / f"{number:05d}.recipes.parquet"
+    if path.is_file():
+        table = pq.read_table(path, columns=["title", "ingredients", "instructions", "names"])
+        texts = (table["title"], *(pa.compute.list_flatten(table[name]) for name in ("ingredients", "instructions")))
+        for column in texts:
+            for text in column.to_pylist():
+                words.update(text.split())
+        for names in table["names"].to_pylist():
+            recipes_with.update(mentions(names, classes))
+    return words, recipes_with
+
+
+def _write_tokens(folder: Path, number: int, tokenizer: str, classes: IngredientClasses, config: StoreConfig) -> dict:
+    """Token ids and labels beside the recipes. Sentence 0 is the title, then come ingredient lines, then steps."""
+    path, recipes = (folder / "shards" / f"{number:05d}{end}.json" for end in (".tokens", ""))
+    limits = f"{config.max_sentences} {config.max_tokens}"
+    made_from = _digest(recipes.read_text("utf-8"), tokenizer, limits, *classes.names, json.dumps(classes.aliases))
+    if record := _finished(path, made_from, folder):
+        return record
+    encode = _encoder(tokenizer, config.max_tokens)
+    record = {"made_from": made_from, "files": {}}
+    for split in json.loads(recipes.read_text("utf-8"))["recipes"]:
+        words: list[int] = []
+        sentence_start, recipe_start, lines, labels, positions, label_start = [0], [0], [], [], [], [0]
+        table = pq.read_table(
+            folder / split / f"{number:05d}.recipes.parquet",
+            columns=["title", "ingredients", "instructions", "names"],
+        )
+        for title, ingredients, steps, names in zip(*(column.to_pylist() for column in table), strict=True):
+            kept = [i for i, line in enumerate(ingredients) if line.split()][: config.max_sentences]
+            fields = [ingredients[i] for i in kept] or [""]
+            lines.append(len(fields))
+            fields += [step for step in steps if step.split()][: config.max_sentences] or [""]
+            for sentence in (title, *fields):
+                words += encode(sentence)
+                sentence_start.append(len(words))
+            recipe_start.append(len(sentence_start) - 1)
+            for i, label in classes.label(names):
+                labels.append(label)
+                positions.append(kept.index(i) if i in kept else -1)
+            label_start.append(len(labels))
+        columns = {
+            "sentences": _nested(recipe_start, _nested(sentence_start, pa.array(words, pa.int32()))),
+            "ingredient_lines": pa.array(lines, pa.int32()),
+            "labels": _nested(label_start, pa.array(labels, pa.int32())),
+            "positions": _nested(label_start, pa.array(positions, pa.int32())),
+        }
+        name = f"{split}/{number:05d}.tokens.parquet"
+        record["files"][name] = _save(folder / name, _parquet(pa.table(columns)))
+    write_text(path, json.dumps(record))
+    return record
+
+
+@lru_cache(1)
+def _encoder(tokenizer: str, max_tokens: int) -> SentenceEncoder:
+    return SentenceEncoder(Tokenizer.from_str(tokenizer), max_tokens)
+
+
+def _nested(starts: list[int], values: pa.Array) -> pa.ListArray:
+    return pa.ListArray.from_arrays(pa.array(starts, pa.int32()), values)
+
+
+# ---- files ----
+
+
+def _finished(path: Path, made_from: str, folder: Path) -> dict | None:
+    """The record of a shard that is there and made from the same."""
+    if not path.is_file():
+        return None
+    record = json.loads(path.read_text("utf-8"))
+    return record if record["made_from"] == made_from and all((folder / f).is_file() for f in record["files"]) else None
+
+
+def _remove(folder: Path, wanted) -> None:
+    # Records first: they vouch for the other files.
+    for path in sorted(folder.glob("*/*.*"), key=lambda path: path.parent.name != "shards"):
+        if path.name[:5].isdigit() and wanted(int(path.name[:5])):
+            path.unlink()
+
+
+def _state(recipe: Recipe) -> str:
+    """All that a shard takes from a recipe; of a photo file its name, size and time."""
+    images = []
+    for image in recipe.images:
+        if isinstance(image, Path):
+            state = image.stat() if image.is_file() else None
+            images.append(f"{image} {state and (state.st_size, state.st_mtime_ns)}")
+        else:
+            images.append(f"{image.shape} {hashlib.sha256(image.tobytes()).hexdigest()}")
+    fields = [recipe.id, recipe.title, recipe.ingredients, recipe.instructions, recipe.split, recipe.names]
+    return json.dumps([*fields, recipe.truth, images])
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _parquet(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, row_group_size=ROW_GROUP, compression="zstd")
+    return sink.getvalue()
+
+
+def _save(path: Path, data: bytes) -> str:
+    """Write a file whole or not at all; its SHA-256."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(exist_ok=True)
+        partial.write_bytes(data)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise DataError(f"{path}: cannot be written ({error.strerror}); what is finished is kept") from None
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,239 @@
+import io
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+from recipe_lib.data.ingredients import IngredientClasses
+from recipe_lib.data.prepare import SHARD, StoreConfig, prepare
+from recipe_lib.data.recipe import DataError, Recipe
+from recipe_lib.data.store import Store
+
+PHOTO = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+CONFIG = StoreConfig(32, min_word_count=1, ingredient_classes=2)
+
+
+def recipe(i, split="train", photos=1, **changes):
+    fields = {
+        "id": f"r{i}", "title": f"Soup {i}", "ingredients": ["1 onion, chopped", "2 cups stock", "1 onion"],
+        "instructions": ["Chop.", "Boil 3 cups."], "images": [PHOTO] * photos, "split": split,
+    }  # fmt: skip
+    return Recipe(**fields | changes)
+
+
+EVAL = [recipe("v", "val"), recipe("t", "test")]
+
+
+def test_round_trip(tmp_path):
+    recipes = [recipe(i) for i in range(3)] + [recipe(3, "val"), recipe(4, photos=0), recipe(5, "test", photos=2)]
+    card = prepare(recipes, tmp_path / "data", CONFIG)
+    assert card["recipes"] == {"test": 1, "text_only": 1, "train": 3, "val": 1}
+    store = Store(tmp_path / "data")
+    split = store.split("test")
+    assert split.ids == ["r5"] and split.recipe(0)["ingredients"] == recipes[0].ingredients
+    photos = [split.photo(0, i) for i in range(split.photo_count(0))]
+    assert len(photos) == 2 and Image.open(io.BytesIO(photos[0])).size == (48, 32), "shorter side 32, aspect kept"
+    assert store.test_splits == ["test"]
+
+
+def test_token_ids_are_the_words_and_labels_point_to_their_lines(tmp_path):
+    prepare([recipe(0), *EVAL], tmp_path / "data", CONFIG)
+    store = Store(tmp_path / "data")
+    split = store.split("train")
+    words = [
+        [store.tokenizer.id_to_token(t) for t in split.words[a:b]]
+        for a, b in zip(split.sentence_start, split.sentence_start[1:], strict=False)
+    ]
+    assert words[:3] == [["soup", "0"], ["1", "onion", ",", "chopped"], ["2", "cups", "stock"]]
+    assert split.ingredient_lines.tolist() == [3] and len(words) == 1 + 3 + 2
+    names = [store.classes.names[label] for label in split.labels]
+    assert list(zip(names, split.positions.tolist(), strict=True)) == [("onion", 0), ("stock", 1), ("onion", 2)]
+    assert split.label_matrix().sum() == 2
+
+
+def test_limits_and_empty_fields(tmp_path):
+    long = recipe(0, ingredients=["onion"] * 500 + ["stock"], instructions=["very " * 20_000])
+    bare = recipe(1, title="", ingredients=["", "stock"], instructions=[])
+    prepare([long, bare, *EVAL], tmp_path / "data", CONFIG)
+    split = Store(tmp_path / "data").split("train")
+    lengths = np.diff(split.sentence_start)
+    assert lengths.max() <= 15 and lengths.min() >= 1, "an empty field is one <unk>, no mean is over nothing"
+    assert np.diff(split.recipe_start).tolist() == [1 + 20 + 1, 1 + 1 + 1]
+    assert split.positions[split.label_start[0] : split.label_start[1]].tolist() == [*range(20), *[-1] * 481]
+    assert split.positions[split.label_start[1] :].tolist() == [0], "the empty line before it was not tokenised"
+
+
+def test_the_card_knows_the_photos(tmp_path):
+    """Other photos under the same text are other data: a checkpoint trained on the first must not be taken up."""
+    cards = [prepare([recipe(0, images=[PHOTO // d]), *EVAL], tmp_path / "data", CONFIG) for d in (1, 2, 1)]
+    assert cards[0] == cards[2] and cards[0]["sha256"] != cards[1]["sha256"]
+    assert cards[0]["ingredient_classes"] == {"onion": 1, "stock": 1}
+
+
+def files(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_same_recipes_same_bytes_with_any_number_of_processes(tmp_path):
+    recipes = [recipe(i, photos=i % 3) for i in range(2 * SHARD + 4)] + EVAL
+    for name, workers in (("a", 1), ("b", 2), ("c", 1)):
+        prepare(iter(recipes), tmp_path / name, StoreConfig(8, 1, 2), workers=workers)
+    found = files(tmp_path / "a")
+    assert "train/00002.jpegs" in found and "text_only/00001.tokens.parquet" in found and len(found) == 31
+    assert found == files(tmp_path / "b") == files(tmp_path / "c")
+
+
+def test_finished_shards_are_taken_over_and_changed_ones_made_again(tmp_path):
+    config = StoreConfig(8, 1, 2)
+    recipes = [recipe(i) for i in range(2 * SHARD)] + EVAL
+    first = prepare(recipes, tmp_path / "data", config)
+    before = {p.name: p.stat().st_ino for p in (tmp_path / "data/train").iterdir()}
+    assert prepare(recipes, tmp_path / "data", config) == first
+    assert {p.name: p.stat().st_ino for p in (tmp_path / "data/train").iterdir()} == before, "nothing was made again"
+
+    recipes[SHARD].title = "Stew"
+    second = prepare(recipes[: SHARD + 1] + EVAL, tmp_path / "data", config)
+    after = {p.name: p.stat().st_ino for p in (tmp_path / "data/train").iterdir()}
+    assert second["recipes"]["train"] == SHARD + 1 and second["sha256"] != first["sha256"]
+    assert after["00000.jpegs"] == before["00000.jpegs"] and after["00001.jpegs"] != before["00001.jpegs"]
+    prepare(recipes[: SHARD + 1] + EVAL, tmp_path / "anew", config)
+    assert files(tmp_path / "data") == files(tmp_path / "anew")
+    other = prepare(recipes[: SHARD + 1] + EVAL, tmp_path / "data", StoreConfig(8, 1, 2, max_tokens=3))
+    assert other["recipes"] == second["recipes"] and other["sha256"] != second["sha256"]
+    again = {p.name: p.stat().st_ino for p in (tmp_path / "data/train").iterdir()}
+    assert (
+        again["00000.jpegs"] == after["00000.jpegs"] and again["00000.tokens.parquet"] != after["00000.tokens.parquet"]
+    )
+
+
+CHILD = """
+import sys
+from pathlib import Path
+from tests.data.test_prepare import EVAL, SHARD, recipe
+from recipe_lib.data.prepare import StoreConfig, prepare
+if __name__ == "__main__":
+    recipes = (recipe(i, photos=i % 3) for i in range(3 * SHARD))
+    prepare([*recipes, *EVAL], Path(sys.argv[1]), StoreConfig(48, 1, 2), workers=2)
+"""
+
+
+def test_killed_ten_times_the_store_is_the_same_and_no_process_stays(tmp_path):
+    script = tmp_path / "child.py"
+    script.write_text(CHILD)
+    run = [sys.executable, str(script)]
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    began = time.perf_counter()
+    subprocess.run([*run, str(tmp_path / "calm")], check=True, env=env, stderr=subprocess.DEVNULL)
+    whole, rng, killed = time.perf_counter() - began, np.random.default_rng(0), 0
+    for _ in range(10):
+        child = subprocess.Popen([*run, str(tmp_path / "data")], env=env, stderr=subprocess.DEVNULL)
+        workers = []
+        try:
+            child.wait(rng.uniform(0.3, 0.9) * whole)
+        except subprocess.TimeoutExpired:
+            workers = psutil.Process(child.pid).children(recursive=True)
+            child.kill()
+            child.wait()
+            killed += 1
+        assert not psutil.wait_procs(workers, timeout=10)[1], "the workers end with their parent"
+        if (tmp_path / "data").exists():
+            assert Store(tmp_path / "data").card["recipes"]["val"] == 1, "what has the name is whole"
+    assert killed > 3
+    subprocess.run([*run, str(tmp_path / "data")], check=True, env=env, stderr=subprocess.DEVNULL)
+    assert files(tmp_path / "data") == files(tmp_path / "calm")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["calm", "child.py", "data"]
+
+
+def test_no_space_left_is_one_line_and_no_store(tmp_path):
+    script = CHILD.replace(
+        "import sys", "import resource, sys\nresource.setrlimit(resource.RLIMIT_FSIZE, (200_000,) * 2)"
+    )
+    (tmp_path / "child.py").write_text(
+        script.replace("if __name__", "import signal; signal.signal(25, signal.SIG_IGN)\nif __name__")
+    )
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "child.py"), str(tmp_path / "data")], env=env, capture_output=True, text=True
+    )
+    error = done.stderr.splitlines()[-1]
+    assert done.returncode and "DataError" in error and ".jpegs: cannot be written (File too large)" in error
+    assert not (tmp_path / "data").exists()
+
+
+def test_links_out_of_the_photos_folder_are_not_followed(tmp_path):
+    Image.fromarray(PHOTO).save(tmp_path / "secret.jpg")
+    inside = tmp_path / "photos"
+    inside.mkdir()
+    (inside / "a.jpg").symlink_to(tmp_path / "secret.jpg")
+    (inside / "b.jpg").write_bytes((tmp_path / "secret.jpg").read_bytes())
+    linked = recipe(0, images=[inside / "a.jpg"], image_root=inside.resolve())
+    kept = recipe(1, images=[inside / "b.jpg"], image_root=inside.resolve())
+    card = prepare([linked, kept, *EVAL], tmp_path / "data", CONFIG)
+    assert card["recipes"] == {"test": 1, "text_only": 1, "train": 1, "val": 1}
+    assert "recipe r0" in card["skipped"][0] and "link that leaves" in card["skipped"][0]
+
+
+def test_a_table_of_classes_is_used_with_its_aliases(tmp_path):
+    table = IngredientClasses(["broth", "onion"], [0, 0], {"stock": 0})
+    card = prepare([recipe(0), *EVAL], tmp_path / "data", CONFIG, classes=table)
+    assert card["ingredient_classes"] == {"broth": 1, "onion": 1}
+    assert Store(tmp_path / "data").split("train").labels.tolist() == [1, 0, 1]
+    with pytest.raises(DataError, match="holds 2 ingredient classes, ingredient_classes is 3"):
+        prepare([recipe(0), *EVAL], tmp_path / "data", StoreConfig(32, 1, 3), classes=table)
+
+
+def test_names_beyond_the_lines_are_labels_without_a_line(tmp_path):
+    prepare([recipe(0, names=["onion", "stock", None, "salt"]), *EVAL], tmp_path / "data", StoreConfig(32, 1, 3))
+    store = Store(tmp_path / "data")
+    found = [store.classes.names[label] for label in store.split("train").labels]
+    assert list(zip(found, store.split("train").positions.tolist(), strict=True)) == [
+        ("onion", 0), ("stock", 1), ("salt", -1)
+    ]  # fmt: skip
+
+
+def test_recipes_without_any_photo_are_counted_where_they_cannot_train(tmp_path):
+    card = prepare([recipe(0), recipe(1, photos=0), recipe(2, "val", 0), *EVAL], tmp_path / "data", CONFIG)
+    assert card["recipes"]["text_only"] == 1 and card["without_photo"] == {"val": 1} and not card["skipped"]
+
+
+def test_broken_photo_is_named_and_the_recipe_still_trains_as_text(tmp_path):
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no image")
+    card = prepare(
+        [recipe(0), recipe(1, images=[broken]), recipe(2, "val", images=[broken]), *EVAL], tmp_path / "data", CONFIG
+    )
+    assert card["recipes"] == {"test": 1, "text_only": 1, "train": 1, "val": 1}
+    assert "recipe r1" in card["skipped"][0] and "broken.jpg" in card["skipped"][0]
+    assert any("recipe r2: no photo in split val" in line for line in card["skipped"])
+
+
+def test_errors_leave_no_store(tmp_path):
+    with pytest.raises(DataError, match="recipe r0: the id is there twice"):
+        prepare([recipe(0), recipe(0)], tmp_path / "data", CONFIG)
+    with pytest.raises(DataError, match="no training recipe has a photo"):
+        prepare([recipe(0, photos=0)], tmp_path / "data", CONFIG)
+    with pytest.raises(DataError, match="no pair fell into the validation"):
+        prepare([recipe(0), recipe(1, "val")], tmp_path / "data", CONFIG)
+    assert not (tmp_path / "data").exists()
+    with pytest.raises(DataError, match="run notebook 01"):
+        Store(tmp_path / "data")
+
+
+def test_an_old_store_stays_until_the_new_one_is_whole(tmp_path):
+    prepare([recipe(0), *EVAL], tmp_path / "data", CONFIG)
+
+    def dying():
+        yield recipe(1)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(dying(), tmp_path / "data", CONFIG)
+    assert Store(tmp_path / "data").split("train").ids == ["r0"]
+    prepare([recipe(2), *EVAL], tmp_path / "data", CONFIG)
+    assert Store(tmp_path / "data").split("train").ids == ["r2"]
