@@ -23,6 +23,7 @@ PACKAGES = (
     *("torch", "torchvision", "lightning", "timm", "tokenizers", "scikit-learn"),
     *("numpy", "pandas", "pyarrow", "pillow", "matplotlib", "seaborn"),
 )
+SOURCES = ("source_dir", "image_dir", "classes_file")  # parameters that name files from outside the study
 _KEPT = ("manifest.json", "report.html", ".lock")  # the runner's own files, no stage's artefacts
 
 
@@ -62,7 +63,8 @@ def stage_inputs(notebook: Path, values: dict, earlier: str, package: Path) -> d
 
     Args:
         notebook: its code cells count, and every module of the package that they import, directly or not.
-        values: the parameters that it declares; the files under `source_dir` count by name, size and time.
+        values: the parameters that it declares; files under those of SOURCES count by name, size and time. Numbers of
+            processes (`*_workers`) change no result and do not count.
         earlier: digest of the stage before, which covers all before it.
         package: folder of recipe_lib.
     """
@@ -72,13 +74,13 @@ def stage_inputs(notebook: Path, values: dict, earlier: str, package: Path) -> d
     tables = sorted(path for folder in {path.parent for path in modules.values()} for path in folder.glob("*.[cj]s*"))
     library = {name: ast.dump(ast.parse(path.read_bytes())) for name, path in modules.items()}
     library |= {str(path.relative_to(package)): path.read_bytes().hex() for path in tables}
-    source = values.get("source_dir")
+    sources = {name: list(_identity(resolve(values[name]))) for name in SOURCES if values.get(name)}
     return {
         "notebook": _digest(ast.dump(code)),
-        "parameters": _digest(values),
+        "parameters": _digest({name: value for name, value in values.items() if not name.endswith("_workers")}),
         "library": _digest(library),
         "packages": _digest([platform.python_version_tuple()[:2], _versions()]),
-        "source_dir": _digest(list(_identity(resolve(source))) if source else None),
+        "sources": _digest(sources),
         "earlier stages": earlier,
     }
 

@@ -117,7 +117,7 @@ def test_source_data_counts_by_name_size_and_time(tiny_study):
 
     def digest() -> str:
         inputs = record.stage_inputs(tiny_study / "notebooks/01_prepare.ipynb", {"source_dir": "own"}, "", source)
-        return inputs["source_dir"]
+        return inputs["sources"]
 
     seen = {digest()}
     os.utime(source / "b.txt", ns=(1, 1))

@@ -25,11 +25,10 @@ from urllib.parse import unquote
 
 from recipe_lib.data.cookbook_formats import READERS
 from recipe_lib.data.images import ImageError, read_image
-from recipe_lib.data.recipe import DataError, Recipe
+from recipe_lib.data.recipe import DataError, Recipe, clean
 
 _REMOTE = re.compile(r"(?:https?|ftp|data):|//", re.IGNORECASE)
 _ABSOLUTE = re.compile(r"[/\\]|[a-z]:[/\\]|file:", re.IGNORECASE)
-_UNSAFE = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff]")  # no table or terminal takes these
 
 
 @dataclass
@@ -169,10 +168,10 @@ def _recipe(fields: dict[str, Any] | str) -> Recipe:
             raise _Skip(f"{name} is {type(value).__name__}, must be a list of texts")
         if wrong := [item for item in value if not isinstance(item, str)]:
             raise _Skip(f"{name} holds {str(wrong[0])[:60]!r}, must hold texts only (in quotes)")
-        lists[name] = value if name == "images" else [text for line in value if (text := _clean(line))]
+        lists[name] = value if name == "images" else [text for line in value if (text := clean(line))]
     if not lists["ingredients"] and not lists["instructions"]:
         raise _Skip("no ingredients and no instructions")
-    return Recipe(id="" if own is None else _clean(str(own)), title=_clean(title), split="train", **lists)
+    return Recipe(id="" if own is None else clean(str(own)), title=clean(title), split="train", **lists)
 
 
 def _without_duplicates(entries: dict[str, _Entry], report: CookbookReport) -> list[_Entry]:
@@ -242,11 +241,6 @@ def _split(name: str, val: float, test: float) -> str:
     return "test" if share < test else "val" if share < test + val else "train"
 
 
-def _clean(text: str) -> str:
-    """One line that UTF-8 can hold; emoji and right-to-left marks stay."""
-    return " ".join(_UNSAFE.sub("", text).split())
-
-
 def _letters(text: str) -> str:
     """What two spellings of one text share; a text without letters or digits stands for itself."""
     folded = unicodedata.normalize("NFKC", text).casefold()
@@ -254,7 +248,7 @@ def _letters(text: str) -> str:
 
 
 def _shown(path: Path, root: Path) -> str:
-    return _clean(path.relative_to(root).as_posix())
+    return clean(path.relative_to(root).as_posix())
 
 
 def _digest(text: str) -> str:

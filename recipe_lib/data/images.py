@@ -82,13 +82,16 @@ def to_jpeg(image: Image.Image | np.ndarray, size: int, quality: int = 90) -> by
     return out.getvalue()
 
 
-def decode_jpeg(data: bytes) -> np.ndarray:
-    """JPEG bytes that `to_jpeg` made -> (H, W, 3) uint8, writable. Raises ImageError for anything else."""
+def decode_jpeg(data: bytes) -> Image.Image:
+    """JPEG bytes that `to_jpeg` made -> RGB image, decoded. Raises ImageError for anything else."""
     try:
-        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
-            return np.array(image.convert("RGB"))
+        image = Image.open(io.BytesIO(data), formats=("JPEG",))
+        image.load()
+        if image.mode != "RGB":
+            raise ValueError(f"mode {image.mode}")
     except Exception as error:  # see read_image
         raise ImageError(f"{len(data)} bytes: not a stored JPEG ({error}); prepare the data again") from None
+    return image
 
 
 def _check_size(width: int, height: int, max_pixels: int, name: str) -> None:

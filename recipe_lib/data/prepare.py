@@ -184,13 +184,16 @@ def _write_recipes(folder: Path, number: int, recipes: list[Recipe], image_size:
             continue
         split = recipe.split if jpegs else TEXT_ONLY
         photos.setdefault(split, []).extend(jpegs)
+        names = recipe.names
+        if names is None:
+            names = [ingredient_name(line) for line in recipe.ingredients]
         rows.setdefault(split, []).append(
             {
                 "id": recipe.id,
                 "title": recipe.title,
                 "ingredients": recipe.ingredients,
                 "instructions": recipe.instructions,
-                "names": recipe.names or [ingredient_name(line) for line in recipe.ingredients],
+                "names": names,
                 "photo_bytes": [len(jpeg) for jpeg in jpegs],
                 "truth": json.dumps(recipe.truth, ensure_ascii=False),
             }

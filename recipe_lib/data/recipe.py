@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+
+_UNSAFE = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff]")  # no table or terminal takes these
 
 
 class DataError(Exception):
@@ -38,3 +41,8 @@ class Recipe:
     names: list[str | None] | None = None
     truth: dict = field(default_factory=dict)
     image_root: Path | None = None
+
+
+def clean(text: str) -> str:
+    """One line that UTF-8 can hold; emoji and right-to-left marks stay."""
+    return " ".join(_UNSAFE.sub("", text).split())

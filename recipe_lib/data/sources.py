@@ -8,18 +8,27 @@ from pathlib import Path
 from recipe_lib.data.cookbook import read_cookbook
 from recipe_lib.data.kitchen import KitchenConfig, cook
 from recipe_lib.data.recipe import DataError, Recipe
+from recipe_lib.data.recipe1m import read_recipe1m
 
 
 def read_source(
-    source: str, folder: Path | None, kitchen: KitchenConfig, *, val: float, test: float
-) -> tuple[Iterable[Recipe], str]:
-    """Recipes of the source, and in words what was left out while reading ("" where nothing was).
+    source: str,
+    folder: Path | None,
+    kitchen: KitchenConfig,
+    *,
+    val: float,
+    test: float,
+    image_dir: Path | None = None,
+    names: str = "rules",
+) -> tuple[Iterable[Recipe], object]:
+    """Recipes of the source, and a report whose text says what was left out: ask for it when the recipes are read.
 
     Args:
-        source: "kitchen" or "cookbook".
+        source: "kitchen", "cookbook" or "recipe1m".
         folder: the recipes, for every source but the kitchen.
         kitchen: the synthetic world, for the source "kitchen".
         val, test: shares of a cookbook's pairs.
+        image_dir, names: of Recipe1M; see `read_recipe1m`.
 
     Raises:
         DataError: no such source, or its folder is not named.
@@ -29,6 +38,7 @@ def read_source(
     if folder is None:
         raise DataError(f"source {source}: set source_dir to the folder of the recipes")
     if source == "cookbook":
-        recipes, report = read_cookbook(folder, val=val, test=test)
-        return recipes, str(report)
-    raise DataError(f"source {source!r}: this version reads kitchen and cookbook only; convert the data to a cookbook")
+        return read_cookbook(folder, val=val, test=test)
+    if source == "recipe1m":
+        return read_recipe1m(folder, image_dir=image_dir, names=names)
+    raise DataError(f"source {source!r}: choose kitchen, cookbook or recipe1m")

@@ -62,6 +62,32 @@ def test_a_last_batch_of_one_pair_is_dropped():
     assert [len(d.rows) for d in InOrder(33, 16)] == [16, 16, 1]
 
 
+@pytest.mark.parametrize(("pairs", "text", "world"), [(70, 10, 2), (66, 41, 4), (64, 3, 4), (65, 0, 4), (37, 9, 3)])
+def test_processes_share_each_batch(pairs, text, world):
+    size = 24 if world == 3 else 16
+    alone = list(PairedBatches(pairs, size, text_only=text, seed=3))
+    shares = [PairedBatches(pairs, size, text_only=text, seed=3, rank=rank, world=world) for rank in range(world)]
+    steps = list(zip(*map(list, shares), strict=True))
+    assert {len(share) for share in shares} == {len(steps)}
+    assert len([d for step in steps for d in step if d.paired]) / world == pairs // size + (pairs % size >= world)
+    expected = [draw for draw in alone if len(draw.rows) >= world and (draw.paired or text >= world)]
+    assert len(expected) - len(steps) in (0, 1), "text alone is not drawn for a paired batch that is dropped"
+    for step, draw in zip(steps, expected[: len(steps)], strict=True):
+        assert {(d.paired, d.epoch, len(d.rows)) for d in step} == {(draw.paired, 0, len(draw.rows) // world)}
+        together = np.stack([d.rows for d in step], axis=1).reshape(-1)
+        assert list(together) == list(draw.rows[: len(together)]), "in the order of the whole batch"
+    with pytest.raises(ValueError, match="17 does not divide among 2 devices"):
+        PairedBatches(64, 17, world=2)
+
+
+@pytest.mark.parametrize(("pairs", "world"), [(24, 2), (25, 2), (25, 4), (3, 4), (1, 3)])
+def test_processes_share_what_is_in_order(pairs, world):
+    shares = [list(InOrder(pairs, 8, rank=rank, world=world)) for rank in range(world)]
+    assert len({len(share) for share in shares}) == 1 and all(len(d.rows) <= 8 // world for s in shares for d in s)
+    together = np.stack([np.concatenate([d.rows for d in share]) for share in shares], axis=1).reshape(-1)
+    assert list(together[:pairs]) == list(range(pairs)) and set(together[pairs:]) <= {pairs - 1}
+
+
 def test_workers_change_nothing(tiny_store):
     dataset, sampler = StudyDataset(tiny_store.split("train"), 48, augment=True, seed=1), PairedBatches(96, 32, seed=1)
     alone = [batch.images for batch in loader(dataset, sampler)]
