@@ -181,6 +181,14 @@ TOGETHER = [
         lambda names: {"equal_compute", "debiased"} <= set(names),
         "variants must hold equal_compute and debiased, which the verdict compares",
     ),
+    *(
+        (
+            (size, "devices", "num_nodes"),
+            lambda size, devices, nodes: size % (devices * nodes) == 0,
+            f"{size} counts the pairs of all devices together and must be a multiple of devices x num_nodes",
+        )
+        for size in ("batch_size", "debias_batch_size")
+    ),
     (("max_sentences", "max_tokens"), lambda *most: max(most) <= 50, "at most 50 positions are learnt"),
 ]
 

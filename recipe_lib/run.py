@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 from recipe_lib.paths import repo_root, study_dir
@@ -58,39 +59,43 @@ def main(argv: list[str] | None = None) -> int:
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop the kernel too, as Ctrl-C does
     try:
-        _run(args)
+        return _run(args)
     except (ParamsError, RunError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return 130
-    return 0
 
 
-def _run(args: argparse.Namespace) -> None:
-    from recipe_lib import params, stages
+def _run(args: argparse.Namespace) -> int:
+    from recipe_lib import distributed, params, stages
 
     root = repo_root()
     notebooks = stages.stage_notebooks(root)
     schema = params.declared(notebooks)
     if args.list:
         _list(notebooks, schema)
-        return
+        return 0
     files = [path if path.exists() else root / path for path in map(Path, args.params or ["params/kitchen.yaml"])]
     values = params.load([Path(os.path.relpath(path)) for path in files], args.p, schema)
     first = stages.position(notebooks, args.only or args.start or notebooks[0].stem)
     if args.outputs:
         os.environ["CAUSAL_KITCHEN_OUTPUTS"] = str(Path(args.outputs).expanduser().resolve())
     os.environ["CAUSAL_KITCHEN_ROOT"] = str(root)
+    machines, machine = values.get("num_nodes", 1), distributed.node_rank()
+    if machines > 1 and machine:
+        return distributed.serve(values["devices"], machines, machine)
     folder = study_dir(values["study"])
     folder.mkdir(parents=True, exist_ok=True)
-    with stages.locked(folder), stages.kernel():
+    helped = distributed.lead(machines) if machines > 1 else nullcontext()
+    with helped, stages.locked(folder), stages.kernel():
         runner = stages.Runner(root, folder, notebooks, schema, values)
         if args.only:
             runner.run_only(first, args.fresh)
         else:
             runner.run_from(first, forced=bool(args.start), fresh=args.fresh)
+    return 0
 
 
 def _list(notebooks: list[Path], schema: dict) -> None:

@@ -1,4 +1,7 @@
-"""Training by Lightning: one checkpoint file an epoch, resume with the same numbers, best weights by validation R@1."""
+"""Training by Lightning: one checkpoint file an epoch, resume with the same numbers, best weights by validation R@1.
+
+On several devices every process runs `fit`, the one loop there is; `distributed` starts them and `train` waits.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import time
 import warnings
 from dataclasses import asdict, dataclass
@@ -15,18 +19,22 @@ from pathlib import Path
 import lightning as L
 import pandas as pd
 import torch
+from lightning.fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from lightning.fabric.utilities.warnings import PossibleUserWarning
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.strategies import DDPStrategy
 from safetensors.torch import load_file, save_file
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from recipe_lib import distributed
 from recipe_lib.data.loading import Batch, InOrder, PairedBatches, StudyDataset, loader
 from recipe_lib.data.store import TEXT_ONLY, Store
 from recipe_lib.losses import asymmetric_loss, triplet_loss
 from recipe_lib.models import RetrievalSystem, SystemConfig
 from recipe_lib.paths import write_text
-from recipe_lib.retrieval import cross_modal_ranks, rank_metrics
+from recipe_lib.retrieval import evaluate
 
 
 @dataclass(frozen=True)
@@ -46,9 +54,17 @@ class TrainingConfig:
     self_supervised_weight: float = 1.0
     classifier_weight: float = 0.001
     select_by: str = "i2r"
+    val_candidates: int = 1000
     precision: str = "32-true"
     seed: int = 1
     num_workers: int = 0
+    devices: int = 1
+    num_nodes: int = 1
+
+    @property
+    def world(self) -> int:
+        """Processes that train together."""
+        return self.devices * self.num_nodes
 
 
 def learning_rate(config: TrainingConfig, done: float) -> float:
@@ -67,24 +83,48 @@ class TrainingTask(L.LightningModule):
         self.system, self.config = system, config
         self._found: list[tuple[Tensor, Tensor]] = []
 
+    def _union(self, *parts: Tensor) -> tuple[Tensor, ...]:
+        """(B / world, D) parts -> (B, D): the rows of all processes in the order of the whole batch, with gradients.
+
+        Each process then computes the whole loss. Its gradient comes back summed over the processes, of which DDP
+        takes the mean: exactly what one process would have found.
+        """
+        if self.trainer.world_size == 1:
+            return parts
+        rows = self.all_gather(torch.cat(parts, 1), sync_grads=True)  # (world, B / world, sum of D)
+        return rows.transpose(0, 1).flatten(0, 1).split([part.shape[1] for part in parts], 1)
+
     def training_step(self, batch: Batch, _: int) -> Tensor:
         config, system = self.config, self.system
         recipes = system.encode_recipes(batch.recipes)
+        image = None if batch.images is None else system.encode_images(batch.images, batch.labels)
+        # Gathered after all encoding: encoders' graphs differ with the lengths of sentences, collectives must not.
+        # Nothing more than the losses use: to Adam a gradient of zero is not the same as none.
+        sides = [] if image is None else [image.embedding + image.z, recipes.embedding]
+        parts = self._union(*recipes.components, *sides)
+        recipes = recipes._replace(components=parts[:3])
         losses = {
             "self_supervised": config.self_supervised_weight * system.self_supervised_loss(recipes, config.margin)
         }
-        if batch.images is not None:
-            image = system.encode_images(batch.images, batch.labels)
-            losses["retrieval"] = triplet_loss(image.embedding + image.z, recipes.embedding, config.margin)
+        if image is not None:
+            losses["retrieval"] = triplet_loss(parts[3], parts[4], config.margin)
             if image.logits is not None:
+                # Of this process's photos alone: the mean of equally large means is the mean.
                 found = asymmetric_loss(
                     image.logits, batch.labels, system.config.debiasing.gamma_neg, system.config.debiasing.gamma_pos
                 )
                 losses["classifier"] = config.classifier_weight * found
             norms = {"e_norm": image.embedding.norm(dim=1).mean(), "z_norm": image.z.norm(dim=1).mean()}
-            self.log_dict(norms, on_step=False, on_epoch=True, batch_size=len(batch.rows))
-            self.log_dict(losses, on_step=False, on_epoch=True, batch_size=len(batch.rows))
+            how = {"on_step": False, "on_epoch": True, "batch_size": len(batch.rows), "sync_dist": True}
+            self.log_dict(norms, **how)
+            self.log_dict(losses, **how)
         return torch.stack(list(losses.values())).sum()
+
+    def on_validation_start(self) -> None:
+        if self.trainer.world_size > 1:
+            # Statistics of BatchNorm without Sync (CPU) differ; the checkpoint keeps rank 0's, so score those.
+            for buffer in self.buffers():
+                torch.distributed.broadcast(buffer, 0)
 
     def validation_step(self, batch: Batch, _: int) -> None:
         image = self.system.encode_images(batch.images, batch.labels)
@@ -93,15 +133,17 @@ class TrainingTask(L.LightningModule):
         )
 
     def on_validation_epoch_end(self) -> None:
-        images, recipes = (torch.cat(side) for side in zip(*self._found, strict=True))
+        sides = self._union(*(torch.cat(side) for side in zip(*self._found, strict=True)))
         self._found.clear()
-        for direction, ranks in zip(("i2r", "r2i"), cross_modal_ranks(images, recipes), strict=True):
-            metrics = rank_metrics(ranks)
-            self.log_dict({f"val_{direction}_{k}": metrics[k] for k in ("recall_1", "recall_10", "medr")})
+        pairs = len(self.trainer.val_dataloaders.dataset)  # the rows after these fill up the last step
+        # The same bags in every epoch of every run: notebook 4 draws its curves beside the baseline's.
+        bags = {"candidates": min(pairs, self.config.val_candidates), "bags": 10, "seed": 0}
+        for found in evaluate(*(side[:pairs] for side in sides), **bags):
+            self.log_dict({f"val_{found['direction']}_{k}": found[k] for k in ("recall_1", "recall_10", "medr")})
 
     def on_train_epoch_start(self) -> None:
-        # Dropout of an epoch follows from the seed and the epoch alone, so a resumed run draws the same.
-        torch.manual_seed(self.config.seed * 100_003 + self.current_epoch)
+        # Dropout of an epoch follows from the seed, the epoch and the rank alone, so a resumed run draws the same.
+        torch.manual_seed(self.config.seed * 100_003 + self.current_epoch + (self.global_rank << 40))
 
     def on_train_batch_start(self, _: Batch, batch_idx: int) -> None:
         rate = learning_rate(self.config, self.current_epoch + batch_idx / self.trainer.num_training_batches)
@@ -117,7 +159,7 @@ class Recorder(Checkpoint):
     """After each epoch: a row of history, the best weights so far, and all of it in one file.
 
     One file, renamed into place, cannot disagree with itself: whenever the run dies, the last whole epoch is there
-    with its optimizer, its history and the best weights up to it.
+    with its optimizer, its history and the best weights up to it. Of several processes rank 0 alone writes and prints.
     """
 
     def __init__(self, path: Path, config: TrainingConfig):
@@ -133,17 +175,18 @@ class Recorder(Checkpoint):
         row = {"epoch": trainer.current_epoch + 1} | {k: float(v) for k, v in trainer.callback_metrics.items()}
         row["seconds"] = round(time.perf_counter() - self._started, 2)
         key = f"val_{self.config.select_by}_recall_1"
-        if not self.history or row[key] > max(past[key] for past in self.history):
+        if trainer.is_global_zero and (not self.history or row[key] > max(past[key] for past in self.history)):
             self.best = {k: v.detach().cpu().clone() for k, v in task.system.state_dict().items()}
         self.history.append(row)
-        print(
-            f"epoch {row['epoch']:>3}/{self.config.epochs}  retrieval loss {row['retrieval']:.4f}  "
-            f"val {self.config.select_by} R@1 {row[key]:.3f}  {row['seconds']:.1f} s",
-            flush=True,
-        )
         partial = self.path.with_suffix(".partial")
-        trainer.save_checkpoint(partial)
-        os.replace(partial, self.path)
+        trainer.save_checkpoint(partial)  # all processes: Lightning gathers, rank 0 writes
+        if trainer.is_global_zero:
+            os.replace(partial, self.path)
+            print(
+                f"epoch {row['epoch']:>3}/{self.config.epochs}  retrieval loss {row['retrieval']:.4f}  "
+                f"val {self.config.select_by} R@1 {row[key]:.3f}  {row['seconds']:.1f} s",
+                flush=True,
+            )
 
     def state_dict(self) -> dict:
         return {"history": self.history, "best": self.best}
@@ -156,59 +199,114 @@ def train(system: RetrievalSystem, store: Store, config: TrainingConfig, folder:
     """Train, or go on where a killed run of the same system, data and parameters stopped.
 
     Leaves `model.safetensors`, `system.json` (best weights by validation R@1) and `history.csv` in `folder`, and the
-    best weights in `system`.
+    best weights in `system`. With more than one device the processes of `distributed` do the same, and this waits.
 
     Returns:
         history, a row an epoch.
+
+    Raises:
+        RuntimeError: a process on one of several devices failed.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    started_as = fingerprint(system, store, config)
+    resume = _resumable(folder / "last.ckpt", started_as)
+    write_text(folder / "started.json", json.dumps({"fingerprint": started_as}))
+    if config.world == 1:
+        return fit(system, store, config, folder, resume)
+    job = folder / "job"
+    shutil.rmtree(job, ignore_errors=True)
+    job.mkdir()
+    save_system(system, job)
+    paths = {"store": store.folder, "folder": folder, "resume": resume}
+    task = {"training": asdict(config)} | {name: path and str(path.resolve()) for name, path in paths.items()}
+    write_text(job / "job.json", json.dumps(task))
+    distributed.launch(job.resolve(), config.devices, config.num_nodes)
+    shutil.rmtree(job)
+    system.load_state_dict(load_file(folder / "model.safetensors"))
+    return pd.read_csv(folder / "history.csv")
+
+
+def fit_job(job: Path) -> None:
+    """What each of several processes does of the job that `train` wrote."""
+    task = json.loads((job / "job.json").read_text())
+    resume = Path(task["resume"]) if task["resume"] else None
+    config = TrainingConfig(**task["training"])
+    fit(load_system(job).train(), Store(Path(task["store"])), config, Path(task["folder"]), resume)
+
+
+def fit(
+    system: RetrievalSystem, store: Store, config: TrainingConfig, folder: Path, resume: Path | None
+) -> pd.DataFrame:
+    """Train in this process, one of `config.world`; see `train`.
+
+    Args:
+        resume: checkpoint to go on from.
+    """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is free to differ from run to run
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False
+    if config.world > 1 and torch.cuda.is_available():
+        # torch has none for CPUs. timm's, for torch's own drops the activation of timm's BatchNormAct2d.
+        system = convert_sync_batchnorm(system)
     recorder = Recorder(folder / "last.ckpt", config)
     task = TrainingTask(system, config)
-    started_as = fingerprint(system, store, config)
-    resume = _resumable(recorder.path, started_as)
     # The notebook prints one line an epoch; Lightning's banners would drown it.
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    trainer = L.Trainer(
-        max_epochs=config.epochs,
-        precision=config.precision,
-        accelerator="auto",
-        devices=1,
-        callbacks=[recorder],
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=True,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        default_root_dir=folder,
-    )
+    trainer = make_trainer(config, folder, [recorder])
     with warnings.catch_warnings():
         # "does not have many workers": the number of workers is a parameter of the run.
         warnings.simplefilter("ignore", PossibleUserWarning)
         # Lightning's own use of torch: nothing that a reader of the notebook could act on.
         warnings.simplefilter("ignore", FutureWarning)
-        write_text(folder / "started.json", json.dumps({"fingerprint": started_as}))
-        trainer.fit(task, *_loaders(store, config), ckpt_path=resume, weights_only=True)
+        loaders = _loaders(store, config, trainer.global_rank, trainer.world_size)
+        trainer.fit(task, *loaders, ckpt_path=resume, weights_only=True)
     history = pd.DataFrame(recorder.history)
-    system.load_state_dict(recorder.best)
-    save_system(system, folder)
-    write_text(folder / "history.csv", history.to_csv(index=False))
+    if trainer.is_global_zero:
+        system.load_state_dict(recorder.best)
+        save_system(system, folder)
+        write_text(folder / "history.csv", history.to_csv(index=False))
     return history
 
 
-def _loaders(store: Store, config: TrainingConfig) -> tuple[DataLoader, DataLoader]:
+def make_trainer(config: TrainingConfig, folder: Path, callbacks: list[Callback]) -> L.Trainer:
+    """Lightning's Trainer in this process, alone or one of those that torchrun started."""
+    together: dict = {"accelerator": "auto", "plugins": [LightningEnvironment()]}  # whatever scheduler it runs under
+    if config.world > 1:
+        together = {
+            "accelerator": "cuda" if torch.cuda.is_available() else "cpu",
+            "plugins": [TorchElasticEnvironment()],
+            # A text-only batch leaves the image encoder unused.
+            "strategy": DDPStrategy(find_unused_parameters=True),
+        }
+    return L.Trainer(
+        max_epochs=config.epochs,
+        precision=config.precision,
+        devices=config.devices,
+        num_nodes=config.num_nodes,
+        callbacks=callbacks,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=True,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,  # the samplers share the batches out themselves
+        default_root_dir=folder,
+        **together,
+    )
+
+
+def _loaders(store: Store, config: TrainingConfig, rank: int, world: int) -> tuple[DataLoader, DataLoader]:
     pairs, val = store.split("train"), store.split("val")
     text = store.split(TEXT_ONLY) if config.self_supervised_weight and TEXT_ONLY in store.card["recipes"] else None
     train_set = StudyDataset(pairs, config.crop_size, text_only=text, augment=True, seed=config.seed)
-    batches = PairedBatches(len(pairs), config.batch_size, text_only=len(text) if text else 0, seed=config.seed)
+    share = {"rank": rank, "world": world}
+    texts = len(text) if text else 0
+    batches = PairedBatches(len(pairs), config.batch_size, text_only=texts, seed=config.seed, **share)
     if not len(batches):
-        raise ValueError(f"{len(pairs)} training pairs: a batch needs two to hold a negative")
+        raise ValueError(f"{len(pairs)} training pairs: a batch needs two to hold a negative, and one a device")
     return (
         loader(train_set, batches, config.num_workers),
-        loader(StudyDataset(val, config.crop_size), InOrder(len(val), config.batch_size), config.num_workers),
+        loader(StudyDataset(val, config.crop_size), InOrder(len(val), config.batch_size, **share), config.num_workers),
     )
 
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from recipe_lib.evaluation import encode
 from recipe_lib.models import RetrievalSystem
+from recipe_lib.retrieval import evaluate
 from recipe_lib.training import TrainingConfig, learning_rate, load_system, train
 
 CONFIG = TrainingConfig(
@@ -97,6 +98,20 @@ def test_text_only_recipes_train_the_recipe_encoder(tiny_store, tiny_config, tmp
     a = train(fresh(tiny_config), tiny_store, replace(CONFIG, epochs=1), tmp_path / "a")
     b = train(fresh(tiny_config), tiny_store, replace(CONFIG, epochs=1, self_supervised_weight=0.0), tmp_path / "b")
     assert b["self_supervised"].iloc[0] == 0 < a["self_supervised"].iloc[0]
+
+
+def test_a_large_validation_split_is_scored_in_ten_bags(tiny_store, tiny_config, tmp_path):
+    """The same bags in every epoch, and in every run."""
+    system = fresh(tiny_config)
+    history = train(system, tiny_store, replace(CONFIG, epochs=2, val_candidates=10), tmp_path)
+    found = encode(system.eval(), tiny_store.split("val"), crop=48)
+    best = history.loc[history["val_i2r_recall_1"].idxmax()]
+    bags = evaluate(found.embedding, found.recipes, candidates=10, bags=10, seed=0)
+    whole = evaluate(found.embedding, found.recipes, candidates=24)
+    for bag, all_of_it in zip(bags, whole, strict=True):
+        for name in ("recall_1", "recall_10"):
+            assert best[f"val_{bag['direction']}_{name}"] == pytest.approx(bag[name], abs=0.011), name
+        assert bag["recall_10"] == 1 > all_of_it["recall_10"]
 
 
 def test_learning_rate_schedules():
