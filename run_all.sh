@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run the study, its tests or JupyterLab, from any folder; sets the environment up on first use. --help says the rest.
+# Run the study, its tests, its benchmarks or JupyterLab, from any folder; sets the environment up on first use. --help says the rest.
 set -euo pipefail
 
 here="$(cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")" && pwd -P)"
@@ -85,6 +85,12 @@ test)
   "$python" -m ruff check .
   "$python" -m ruff format --check .
   exec "$python" -m pytest "$@"
+  ;;
+bench)
+  shift
+  choose_python
+  cd -- "$here"
+  exec "$python" -m tests.benchmarks "$@"
   ;;
 lab)
   shift

@@ -19,6 +19,7 @@ a folder per stage, results.csv, metrics.json, manifest.json and report.html.
 
 also:
   ./run_all.sh test [pytest arguments]   ruff, then the tests
+  ./run_all.sh bench [names]             speed and memory against the released code's ways
   ./run_all.sh lab [jupyter arguments]   JupyterLab on the notebooks
   papermill --help-notebook notebooks/02_baseline_training.ipynb   the parameters of one notebook
 
