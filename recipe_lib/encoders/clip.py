@@ -1,0 +1,293 @@
+"""CLIP towers that several encoders share, each with its own bottleneck adapters (Houlsby et al., arXiv:1902.00751).
+
+A frozen tower is there once, however many encoders read through it: what differs between them is given to its forward.
+Models and weights are those of open_clip; the JSON files beside this one add models of our own.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from functools import cache, lru_cache
+from pathlib import Path
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from open_clip.tokenizer import SimpleTokenizer
+from open_clip.transform import PreprocessCfg
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+LOCAL = Path(__file__).parent
+
+
+class Adapters(nn.Module):
+    """x + up(relu(down(x))) after the attention and after the MLP of each block; the identity at the start.
+
+    Args:
+        dim: width of the tower.
+        blocks: its residual blocks.
+        width: of the bottleneck (64 in DAR's paper).
+        reduction: where not 0, the bottleneck is dim // reduction wide (4 in DAR's released code).
+
+    Shape:
+        place, x (..., dim) -> (..., dim); place 2i is after the attention of block i, 2i + 1 after its MLP.
+    """
+
+    def __init__(self, dim: int, blocks: int, *, width: int = 64, reduction: int = 0):
+        super().__init__()
+        width = dim // reduction if reduction else width
+        self.down = nn.ModuleList(nn.Linear(dim, width) for _ in range(2 * blocks))
+        self.up = nn.ModuleList(nn.Linear(width, dim) for _ in range(2 * blocks))
+        for layer in self.up:
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, place: int, x: Tensor) -> Tensor:
+        return x + self.up[place](F.relu(self.down[place](x)))
+
+
+class Tower(nn.Module):
+    """What the image and the text tower have in common.
+
+    Args:
+        transformer: open_clip's, with `resblocks`.
+        dim: E, width of CLIP's joint space.
+        frozen: no gradients, and eval mode always. Adapters train even so; without them no graph is kept.
+    """
+
+    def __init__(self, transformer: nn.Module, dim: int, frozen: bool):
+        super().__init__()
+        self.width, self.depth = transformer.width, len(transformer.resblocks)
+        self.dim, self.frozen = dim, frozen
+
+    def train(self, mode: bool = True) -> Tower:
+        return super().train(mode and not self.frozen)
+
+    def adapters(self, width: int = 64, reduction: int = 0) -> Adapters | None:
+        """New ones that fit; None where width and reduction are both 0."""
+        return Adapters(self.width, self.depth, width=width, reduction=reduction) if width or reduction else None
+
+    def _freeze(self) -> None:
+        if self.frozen:
+            self.requires_grad_(False).eval()
+
+
+def _run(
+    transformer: nn.Module,
+    x: Tensor,
+    adapters: Adapters | None,
+    mask: Tensor | None = None,
+    only: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """(N, L, width) through the residual blocks, block by block: the adapters go in before each residual sum.
+
+    Where nothing but one place of each row is read, `only` (rows, places) spares the rest of the last block:
+    -> (N, width).
+    """
+    adapt = _unchanged if adapters is None else adapters
+    for i, block in enumerate(transformer.resblocks):
+        part = block.ls_1(_attend(block, block.ln_1(x), mask))
+        if only is not None and i == len(transformer.resblocks) - 1:
+            x, part = x[only], part[only]
+        x = x + adapt(2 * i, part)
+        x = x + adapt(2 * i + 1, block.ls_2(block.mlp(block.ln_2(x))))
+    return x
+
+
+def _attend(block: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
+    if not isinstance(block.attn, nn.MultiheadAttention):  # open_clip's own, for normed queries or scaled heads
+        return block.ln_attn(block.attn(x, attn_mask=mask))
+    x = x if block.attn.batch_first else x.transpose(0, 1)
+    x = block.attn(x, x, x, need_weights=False, attn_mask=mask)[0]
+    return x if block.attn.batch_first else x.transpose(0, 1)
+
+
+def _unchanged(place: int, x: Tensor) -> Tensor:
+    return x
+
+
+class ImageTower(Tower):
+    """Vision transformer of a CLIP model.
+
+    Shape:
+        images (B, 3, S, S) uint8 -> tokens (B, 1 + N, width), the class token first; `pool`: tokens -> (B, E);
+        `patches`: tokens -> (B, width, h, w).
+
+    Raises:
+        ValueError: S is not the model's image size.
+    """
+
+    def __init__(self, visual: open_clip.transformer.VisionTransformer, preprocess: dict, frozen: bool = True):
+        super().__init__(visual.transformer, visual.output_dim, frozen)
+        self.visual = visual
+        self.size, self.interpolation = visual.image_size, preprocess["interpolation"]
+        # The statistics belong to the weights: a buffer goes where the weights go, and is saved with them.
+        self.register_buffer("mean", 255 * torch.tensor(preprocess["mean"])[:, None, None])
+        self.register_buffer("std", 255 * torch.tensor(preprocess["std"])[:, None, None])
+        self._freeze()
+
+    def forward(self, images: Tensor, adapters: Adapters | None = None) -> Tensor:
+        if images.shape[-2:] != self.size:
+            raise ValueError(
+                f"photos of {tuple(images.shape[-2:])}, but this CLIP reads {self.size}: set crop_size to it"
+            )
+        x = self.visual._embeds((images.to(self.mean.dtype) - self.mean) / self.std)
+        return _run(self.visual.transformer, x, adapters)
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        return self.visual._pool(tokens)[0] @ self.visual.proj
+
+    def patches(self, tokens: Tensor) -> Tensor:
+        return self.visual._pool(tokens)[1].transpose(1, 2).unflatten(2, self.visual.grid_size)
+
+
+class TextTower(Tower):
+    """Causal text transformer of a CLIP model; attribute names are open_clip's, so its checkpoints fit.
+
+    Shape:
+        tokens (N, L) int64 as `clip_tokens` gives them -> (N, E).
+
+    Raises:
+        ValueError: L is more than the model's context.
+    """
+
+    def __init__(self, clip: open_clip.CLIP, frozen: bool = True):
+        super().__init__(clip.transformer, clip.text_projection.shape[1], frozen)
+        self.token_embedding, self.positional_embedding = clip.token_embedding, clip.positional_embedding
+        self.transformer, self.ln_final = clip.transformer, clip.ln_final
+        self.text_projection = clip.text_projection
+        self.context = clip.context_length
+        self.register_buffer("mask", clip.attn_mask, persistent=False)
+        self._freeze()
+
+    def forward(self, tokens: Tensor, adapters: Adapters | None = None) -> Tensor:
+        if tokens.shape[1] > self.context:
+            raise ValueError(f"texts of {tokens.shape[1]} tokens, but this CLIP reads {self.context} at most")
+        # The end of the text has the highest id. Zeros do not tell where it is: 0 is padding, but also a "!".
+        end = tokens.argmax(1)
+        # What comes after the end is never looked at. Rows of about the same length go together.
+        group = end // 4
+        order = group.argsort(stable=True)
+        parts = []
+        for rows in order.split(group.bincount().tolist()):
+            if len(rows):
+                length = min(4 * int(group[rows[0]]) + 4, tokens.shape[1])
+                parts.append(self._encode(tokens[rows, :length], end[rows], adapters))
+        return torch.cat(parts)[order.argsort()]
+
+    def _encode(self, tokens: Tensor, end: Tensor, adapters: Adapters | None) -> Tensor:
+        length = tokens.shape[1]
+        x = self.token_embedding(tokens) + self.positional_embedding[:length]
+        only = torch.arange(len(x), device=x.device), end
+        return (
+            self.ln_final(_run(self.transformer, x, adapters, self.mask[:length, :length], only)) @ self.text_projection
+        )
+
+
+def clip_towers(model: str, *, pretrained: str = "", frozen: bool = True) -> tuple[ImageTower, TextTower]:
+    """Both towers of a CLIP model.
+
+    Args:
+        model: open_clip model name, such as "ViT-B-16", or "kitchen-clip-small", ours.
+        pretrained: tag of published weights ("openai", "laion2b_s34b_b88k", ...), a checkpoint file (as `save_clip` or
+            open_clip writes it), or "" for random weights. A tag brings its activation and its preprocessing along.
+        frozen: see `Tower`.
+
+    Raises:
+        ValueError: no such model or weights, or a kind of model that has no such towers.
+        ConnectionError: the weights cannot be fetched.
+    """
+    config = _config(model)
+    published = open_clip.get_pretrained_cfg(model, pretrained) if pretrained else {}
+    if published:
+        config["quick_gelu"] = published.get("quick_gelu", False)  # open_clip only warns where they differ
+    elif pretrained and not Path(pretrained).is_file():
+        tags = open_clip.list_pretrained_tags_by_model(model)
+        raise ValueError(
+            f"clip_pretrained {pretrained!r}: neither a file nor weights of {model} ({', '.join(tags) or '-'})"
+        )
+    clip = open_clip.CLIP(**config)
+    if pretrained:
+        open_clip.load_checkpoint(clip, _fetch(model, pretrained, published) if published else pretrained)
+    standard = PreprocessCfg()
+    preprocess = {"mean": standard.mean, "std": standard.std, "interpolation": standard.interpolation} | published
+    return ImageTower(clip.visual, preprocess, frozen), TextTower(clip, frozen)
+
+
+def save_clip(path: Path | str, image: ImageTower, text: TextTower) -> None:
+    """A checkpoint that `clip_towers` and open_clip read. The file's end is .safetensors."""
+    state = {f"visual.{k}": v for k, v in image.visual.state_dict().items()} | text.state_dict()
+    state["logit_scale"] = torch.tensor(math.log(1 / 0.07))  # open_clip asks for it
+    save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, path)
+
+
+def _config(model: str) -> dict:
+    path = LOCAL / f"{model}.json"
+    if path.is_file():
+        return json.loads(path.read_text())
+    if model not in open_clip.list_models():
+        near = [name for name in open_clip.list_models() if name.lower().startswith(model.lower()[:5])][:5]
+        raise ValueError(
+            f"clip_model {model!r}: open_clip has no such model{'; near: ' + ', '.join(near) if near else ''}"
+        )
+    config = open_clip.get_model_config(model)
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    kinds = {
+        "a timm image tower": "timm_model_name" in vision,
+        "a ResNet image tower": isinstance(vision.get("layers"), list),
+        "a captioning head (CoCa)": "multimodal_cfg" in config,
+        "a Hugging Face text tower": "hf_model_name" in text,
+        "a text tower without CLIP's own tokenizer": "hf_tokenizer_name" in text,
+    }
+    if found := [kind for kind, present in kinds.items() if present]:
+        raise ValueError(
+            f"clip_model {model!r} has {found[0]}: adapters are for vision transformers with CLIP's text tower"
+        )
+    return config
+
+
+def _fetch(model: str, pretrained: str, published: dict) -> str:
+    try:
+        return open_clip.download_pretrained(published)
+    except Exception as error:  # the hub client raises many kinds, none of which says what to do
+        raise ConnectionError(
+            f"clip_pretrained {pretrained}: the weights of {model} cannot be fetched "
+            f"({str(error).splitlines()[0][:120]}); connect once so that they are cached, or give a checkpoint file"
+        ) from error
+
+
+@cache
+def _tokenizer() -> SimpleTokenizer:
+    return SimpleTokenizer()
+
+
+@lru_cache(1 << 18)
+def _piece(text: str) -> tuple[int, ...]:
+    return tuple(_tokenizer().encode(text))
+
+
+def clip_ids(text: str, length: int) -> list[int]:
+    """Start, text, end: 2 to `length` ids. A longer text is cut, its end token kept.
+
+    The ids of open_clip's tokenizer at a fraction of its time: pieces between white space repeat, their ids are kept.
+    """
+    # Printable ASCII without entities is what the tokenizer's cleaning leaves as it is.
+    plain = text.isascii() and text.isprintable() and "&" not in text
+    ids = [_tokenizer().sot_token_id]
+    for piece in (text if plain else _tokenizer().clean_fn(text)).lower().split():
+        ids += _piece(piece)
+        if len(ids) >= length:
+            break
+    return [*ids[: length - 1], _tokenizer().eot_token_id]
+
+
+def clip_tokens(texts: Sequence[str], length: int) -> Tensor:
+    """Texts -> (N, length) int64, padded with 0."""
+    tokens = torch.zeros(len(texts), length, dtype=torch.int64)
+    for row, text in zip(tokens, texts, strict=True):
+        ids = clip_ids(text, length)
+        row[: len(ids)] = torch.tensor(ids)
+    return tokens

@@ -1,0 +1,188 @@
+"""The encoders of DAR (Song et al., arXiv:2312.04763): shared CLIP towers, an adapter set an encoder, FC, tanh.
+
+The image tower belongs to `DARImageEncoder` and the text tower to `DARRecipeEncoder`; the other two only refer to them,
+so that a system's state holds each tower once, and moves and freezes it once.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from recipe_lib.data.loading import RecipeBatch
+from recipe_lib.encoders.clip import ImageTower, TextTower
+from recipe_lib.encoders.recipe import COMPONENTS, MaskedTransformer, RecipeFeatures
+
+
+class DARImageEncoder(nn.Module):
+    """Photo -> CLIP with adapters -> Linear -> tanh. The interface of `ImageEncoder`.
+
+    Args:
+        tower: becomes a part of this module.
+        embed_dim: D, width of the joint space.
+        width, reduction: of the adapters; both 0 for none.
+
+    Shape:
+        images (B, 3, S, S) uint8 -> `features` (B, 1 + N, C) -> `embed` (B, D) or `feature_map` (B, C, h, w).
+    """
+
+    def __init__(self, tower: ImageTower, embed_dim: int, *, width: int = 64, reduction: int = 0):
+        super().__init__()
+        self.tower, self.adapters = tower, tower.adapters(width, reduction)
+        self.fc = nn.Linear(tower.dim, embed_dim)
+
+    @property
+    def channels(self) -> int:
+        """C, channels of the feature map."""
+        return self.tower.width
+
+    def features(self, images: Tensor) -> Tensor:
+        """Tokens after the last block, the class token first."""
+        return self.tower(images, self.adapters)
+
+    def embed(self, features: Tensor) -> Tensor:
+        """(B, D) in (-1, 1)."""
+        return torch.tanh(self.fc(self.tower.pool(features)))
+
+    def feature_map(self, features: Tensor) -> Tensor:
+        """(B, C, h, w): the patch tokens on their grid."""
+        return self.tower.patches(features)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.embed(self.features(images))
+
+
+class DARRecipeEncoder(nn.Module):
+    """Title, ingredients and instructions -> one vector.
+
+    CLIP's text tower with an adapter set a component reads the sentences; for ingredients and instructions a
+    transformer reads the sentence vectors. Each distinct sentence of the batch is encoded once a component. A component
+    without a sentence is a zero vector.
+
+    Args:
+        tower: becomes a part of this module.
+        embed_dim: D, width of the joint space.
+        width, reduction: of the adapters; both 0 for none.
+
+    Shape:
+        RecipeBatch of B recipes, tokens as `clip_ids` gives them -> embedding (B, D), three components (B, E).
+    """
+
+    def __init__(
+        self,
+        tower: TextTower,
+        embed_dim: int,
+        *,
+        width: int = 64,
+        reduction: int = 0,
+        layers: int = 2,
+        heads: int = 4,
+        feedforward: int = 2048,
+        dropout: float = 0.1,
+        max_len: int = 50,
+    ):
+        super().__init__()
+        self.tower = tower
+        self.adapters = nn.ModuleDict({name: tower.adapters(width, reduction) for name in COMPONENTS})
+        shape = {"layers": layers, "heads": heads, "feedforward": feedforward, "dropout": dropout, "max_len": max_len}
+        self.sentences = nn.ModuleDict({name: MaskedTransformer(tower.dim, **shape) for name in COMPONENTS[1:]})
+        self.fc = nn.Linear(3 * tower.dim, embed_dim)
+
+    def encode_sentences(self, component: str, tokens: Tensor) -> Tensor:
+        """First level: token ids (U, L) -> sentence vectors (U, E). The dictionary is made from these."""
+        return self.tower(tokens, self.adapters[component])
+
+    def forward(self, recipes: RecipeBatch) -> RecipeFeatures:
+        components = tuple(self._component(name, getattr(recipes, name), recipes.tokens) for name in COMPONENTS)
+        return RecipeFeatures(torch.tanh(self.fc(torch.cat(components, 1))), components)
+
+    def _component(self, name: str, rows: Tensor, tokens: Tensor) -> Tensor:
+        """rows (B,) or (B, S) of tokens, -1 where there is none -> (B, E)."""
+        mask = rows >= 0
+        if not mask.any():
+            return self.fc.weight.new_zeros(len(rows), self.tower.dim)
+        used, which = rows[mask].unique(return_inverse=True)
+        sentences = self.encode_sentences(name, tokens[used])
+        grid = sentences.new_zeros(*rows.shape, sentences.shape[1])
+        grid[mask] = sentences[which]
+        if name not in self.sentences:
+            return grid
+        some = mask.any(1)
+        encoded = self.sentences[name](grid[some], mask[some])
+        return encoded.new_zeros(len(rows), encoded.shape[1]).index_copy(0, some.nonzero()[:, 0], encoded)
+
+
+class _Referring(nn.Module):
+    """Reads through a tower that belongs to another module: not among its own parameters, its state or its modules."""
+
+    def __init__(self, tower: ImageTower | TextTower, embed_dim: int):
+        super().__init__()
+        object.__setattr__(self, "tower", tower)
+        self.fc = nn.Linear(tower.dim, embed_dim)
+
+
+class DescriptionEncoder(_Referring):
+    """Imagined description -> CLIP with adapters, or frozen where width and reduction are 0 -> Linear -> tanh.
+
+    Args:
+        tower: that of the recipe encoder.
+
+    Shape:
+        tokens (B, L) int64 as `clip_tokens` gives them -> (B, D) in (-1, 1).
+    """
+
+    def __init__(self, tower: TextTower, embed_dim: int, *, width: int = 64, reduction: int = 0):
+        super().__init__(tower, embed_dim)
+        self.adapters = tower.adapters(width, reduction)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return torch.tanh(self.fc(self.tower(tokens, self.adapters)))
+
+
+class SegmentEncoder(_Referring):
+    """Segments of a photo -> frozen CLIP, once a run (`features`) -> mean -> Linear -> tanh, at every step (`forward`).
+
+    Args:
+        tower: that of the image encoder; frozen, else what was kept would be out of date after one step.
+
+    Shape:
+        `features`: segments (N, 3, S, S) uint8 -> (N, E);
+        features (B, n, E), mask (B, n) bool, True where there is a segment -> (B, D) in (-1, 1). A photo without any
+        gives tanh(bias), as good as no information.
+
+    Raises:
+        ValueError: the tower trains.
+    """
+
+    def __init__(self, tower: ImageTower, embed_dim: int):
+        if not tower.frozen:
+            raise ValueError(
+                "segments are encoded once a run: their tower must be frozen; give them a frozen one of their own"
+            )
+        super().__init__(tower, embed_dim)
+
+    @torch.no_grad()
+    def features(self, segments: Tensor) -> Tensor:
+        return self.tower.pool(self.tower(segments))
+
+    def forward(self, features: Tensor, mask: Tensor) -> Tensor:
+        weight = mask.to(features.dtype).unsqueeze(2)
+        return torch.tanh(self.fc((features * weight).sum(1) / weight.sum(1).clamp(min=1)))
+
+
+def parameter_table(model: nn.Module, depth: int = 2) -> pd.DataFrame:
+    """Trainable and frozen parameters of each part, one shared by several counted once; the last row is the sum.
+
+    Args:
+        depth: parts are the first `depth` names of a parameter's path.
+    """
+    counts = {True: Counter(), False: Counter()}
+    for name, parameter in model.named_parameters():
+        counts[parameter.requires_grad][".".join(name.split(".")[:depth])] += parameter.numel()
+    parts = dict.fromkeys(".".join(name.split(".")[:depth]) for name, _ in model.named_parameters())
+    table = pd.DataFrame({"trainable": counts[True], "frozen": counts[False]}, index=list(parts)).fillna(0).astype(int)
+    table.loc["total"] = table.sum()
+    return table

@@ -1,0 +1,430 @@
+import copy
+import json
+
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from recipe_lib.data.loading import RecipeBatch
+from recipe_lib.encoders import clip as clip_module
+from recipe_lib.encoders.clip import ImageTower, TextTower, clip_ids, clip_tokens, clip_towers, save_clip
+from recipe_lib.encoders.dar import (
+    DARImageEncoder,
+    DARRecipeEncoder,
+    DescriptionEncoder,
+    SegmentEncoder,
+    parameter_table,
+)
+
+SMALL = "kitchen-clip-small"
+IMAGES = torch.randint(0, 256, (3, 3, 56, 56), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+LINES = [
+    "apple pie",
+    "2 cups of flour",
+    "wow!°, 3 onions!!?",
+    "",
+    "chop the onion, fry it in butter until golden, then add stock, salt, pepper and a good pinch of nutmeg, and serve",
+]
+
+
+@pytest.fixture(scope="module")
+def towers():
+    torch.manual_seed(0)
+    return clip_towers(SMALL)
+
+
+def tiny(**changes):
+    config = json.loads((clip_module.LOCAL / f"{SMALL}.json").read_text())
+    for part, values in changes.items():
+        config[part] = config[part] | values
+    return open_clip.CLIP(**config).eval()
+
+
+def standard():
+    return {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.4), "interpolation": "bicubic"}
+
+
+def normalised(images):
+    mean, std = (torch.tensor(standard()[name])[:, None, None] for name in ("mean", "std"))
+    return (images / 255 - mean) / std
+
+
+def stir(*modules):
+    """Adapters start as the identity; these do something."""
+    generator = torch.Generator().manual_seed(1)
+    for module in modules:
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"vision_cfg": {"pool_type": "avg", "no_ln_pre": True}},
+        {"vision_cfg": {"ls_init_value": 0.1}, "text_cfg": {"ls_init_value": 0.1}},
+        {"vision_cfg": {"qk_norm": True, "scale_attn": True}, "text_cfg": {"scale_fc": True}},
+    ],
+    ids=["standard", "mean pooling", "layer scale", "custom blocks"],
+)
+def test_towers_give_what_open_clip_gives(changes):
+    clip = tiny(**changes)
+    image, text = ImageTower(clip.visual, standard()), TextTower(clip)
+    tokens = clip_tokens(LINES, 77)
+    torch.testing.assert_close(image.pool(image(IMAGES)), clip.encode_image(normalised(IMAGES)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(text(tokens), clip.encode_text(tokens), rtol=1e-4, atol=1e-5)
+
+
+def test_sequence_first_attention():
+    clip = tiny()
+    expected = ImageTower(clip.visual, standard())(IMAGES)
+    for block in clip.visual.transformer.resblocks:
+        block.attn.batch_first = False
+    torch.testing.assert_close(ImageTower(clip.visual, standard())(IMAGES), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"width": 0, "reduction": 4}])
+def test_adapters_sit_after_attention_and_after_the_mlp(options):
+    clip = tiny()
+    image, text = ImageTower(clip.visual, standard()), TextTower(clip)
+    tokens = clip_tokens(LINES, 40)
+    plain = image(IMAGES), text(tokens)
+    ours = image.adapters(**options), text.adapters(**options)
+    assert ours[0].down[0].out_features == (32 if options else 64)
+    torch.testing.assert_close((image(IMAGES, ours[0]), text(tokens, ours[1])), plain, rtol=1e-4, atol=1e-5)
+
+    stir(*ours)
+
+    def hook(adapters, place):  # attention gives a tuple
+        def changed(module, inputs, output):
+            x = output[0] if isinstance(output, tuple) else output
+            x = x + adapters.up[place](adapters.down[place](x).relu())
+            return (x, None) if isinstance(output, tuple) else x
+
+        return changed
+
+    found = image.pool(image(IMAGES, ours[0])), text(tokens, ours[1])
+    for transformer, adapters in zip((clip.visual.transformer, clip.transformer), ours, strict=True):
+        for i, block in enumerate(transformer.resblocks):
+            block.attn.register_forward_hook(hook(adapters, 2 * i))
+            block.mlp.register_forward_hook(hook(adapters, 2 * i + 1))
+    expected = clip.encode_image(normalised(IMAGES)), clip.encode_text(clip_tokens(LINES, 77))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert (found[0] - image.pool(plain[0])).abs().max() > 0.1 and (found[1] - plain[1]).abs().max() > 0.1
+
+
+def system(towers):
+    image, text = towers
+    return nn.ModuleDict(
+        {
+            "image": DARImageEncoder(image, 16),
+            "recipe": DARRecipeEncoder(text, 16, feedforward=32, dropout=0.0),
+            "description": DescriptionEncoder(text, 16),
+            "segment": SegmentEncoder(image, 16),
+        }
+    )
+
+
+def recipes():
+    return RecipeBatch(
+        clip_tokens(LINES, 20),
+        torch.tensor([0, 1, 0]),
+        torch.tensor([[1, 2], [2, -1], [0, 3]]),
+        torch.tensor([[4, 1, 0], [4, -1, -1], [2, 2, 4]]),
+    )
+
+
+def loss(model):
+    kept = model["segment"].features(IMAGES)[None].expand(3, -1, -1)
+    out = [
+        model["image"](IMAGES),
+        model["recipe"](recipes()).embedding,
+        model["description"](clip_tokens(LINES[:3], 77)),
+        model["segment"](kept, torch.tensor([[True, True, True], [True, False, True], [True, False, False]])),
+    ]
+    return out, sum((i + 1) * (x**2).sum() for i, x in enumerate(out))
+
+
+def test_one_tower_serves_as_copies_of_it_would(towers):
+    torch.manual_seed(0)
+    shared = system(towers)
+    stir(shared)
+    separate = copy.deepcopy(shared)
+    recipe = separate["recipe"]
+    towers_of = {name: copy.deepcopy(towers[1]) for name in recipe.adapters}
+    recipe.encode_sentences = lambda name, tokens: towers_of[name](tokens, recipe.adapters[name])
+    for name, which in (("description", 1), ("segment", 0)):
+        object.__setattr__(separate[name], "tower", copy.deepcopy(towers[which]))
+
+    (found, a), (expected, b) = loss(shared), loss(separate)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    a.backward(), b.backward()
+    for (name, p), q in zip(shared.named_parameters(), separate.parameters(), strict=True):
+        assert (p.grad is None) == (q.grad is None) == (".tower." in name), name
+        if p.grad is not None:
+            assert p.grad.abs().max() > 0, name
+            torch.testing.assert_close(p.grad, q.grad, rtol=0, atol=0)
+
+
+def test_state_holds_each_tower_once(towers):
+    model = system(towers)
+    state = model.state_dict()
+    assert len({x.data_ptr() for x in state.values()}) == len(state)
+    assert sum("token_embedding" in name for name in state) == 1 and sum("conv1" in name for name in state) == 1
+    copied = copy.deepcopy(model)
+    assert copied["description"].tower is copied["recipe"].tower is not towers[1]
+    stir(copied)
+    copied.load_state_dict(state)
+    torch.testing.assert_close(loss(copied)[0], loss(model)[0])
+
+
+def test_frozen_towers_stay_as_they_are(towers):
+    image, text = towers
+    model = system(towers).train()
+    assert not any(m.training for tower in towers for m in tower.modules()) and model["image"].training
+    before = copy.deepcopy(image.state_dict() | text.state_dict())
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 0.1)
+    for _ in range(2):  # adapters move in the first step, what is below them in the second
+        optimizer.zero_grad()
+        loss(model)[1].backward()
+        optimizer.step()
+    after = image.state_dict() | text.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert all(x.weight.abs().max() > 0 for x in model["image"].adapters.up)
+
+
+def test_without_adapters_nothing_is_kept_for_a_backward_pass(towers):
+    image, text = towers
+    tokens = clip_tokens(LINES, 20)
+    assert not image(IMAGES).requires_grad and not text(tokens).requires_grad
+    assert image(IMAGES, image.adapters()).requires_grad and text(tokens, text.adapters()).requires_grad
+    assert image.adapters(0, 0) is None
+    with torch.no_grad():
+        assert not text(tokens, text.adapters()).requires_grad
+    encoder = DARRecipeEncoder(text, 8, width=0, feedforward=32)
+    encoder(recipes()).embedding.sum().backward()
+    assert encoder.fc.weight.grad.abs().max() > 0
+    assert not any("adapters" in name for name, _ in encoder.named_parameters())
+
+
+def test_a_tower_that_is_not_frozen_trains():
+    image, text = clip_towers(SMALL, frozen=False)
+    (image.pool(image.train()(IMAGES)).sum() + text(clip_tokens(LINES, 20)).sum()).backward()
+    assert image.visual.conv1.weight.grad.abs().max() > 0 and text.token_embedding.weight.grad.abs().max() > 0
+    assert image.training
+    with pytest.raises(ValueError, match="must be frozen"):
+        SegmentEncoder(image, 8)
+
+
+def test_texts_are_cut_to_their_real_length(towers):
+    text = towers[1]
+    ids = [clip_ids(line, 77) for line in LINES]
+    assert 0 in ids[2], "a '!' is token 0, as padding is"
+    long, short = clip_tokens(LINES, 77), clip_tokens(LINES, 40)
+    assert (long[:, :40] == short).all() and len(ids[4]) < 40
+    torch.testing.assert_close(text(long), text(short))
+    seen = []
+    text.transformer.resblocks[0].ln_1.register_forward_hook(lambda m, i, o: seen.append(tuple(o.shape[:2])))
+    text(long)
+    assert sum(n for n, _ in seen) == len(LINES) and sum(n * length for n, length in seen) < sum(map(len, ids)) + 4 * 5
+    text.transformer.resblocks[0].ln_1._forward_hooks.clear()
+
+
+def test_tokens_are_those_of_open_clip():
+    lines = [
+        *LINES,
+        "Crème brûlée &amp; 1½ cups  “sugar”\n\tDON'T stir",
+        "ABC abc",
+        "🍕 12345 it's",
+        "<b>&lt; x",
+        "&Lt; &AMP;",
+        "voilÃ\xa0 x",
+        "cafÃ© au lait",
+        "a\x1cb",
+        "\x1b[0m x",
+    ]
+    for length in (2, 5, 20, 77):
+        assert clip_tokens(lines, length).equal(open_clip.tokenize(lines, length))
+    printable = "".join(map(chr, range(32, 127))).replace("&", "")
+    generator = torch.Generator().manual_seed(0)
+    noise = [
+        "".join(printable[i] for i in torch.randint(len(printable), (30,), generator=generator)) for _ in range(200)
+    ]
+    assert clip_tokens(noise, 77).equal(open_clip.tokenize(noise, 77))
+    tokens = clip_tokens(["x " * 100, ""], 20)
+    assert tokens[0, -1] == tokens[1, 1] == 49407 and (tokens[1, 2:] == 0).all()
+
+
+def test_photo_encoder_has_the_interface_of_the_others(towers):
+    encoder = DARImageEncoder(towers[0], 8)
+    features = encoder.features(IMAGES)
+    assert encoder.channels == 128 and encoder.feature_map(features).shape == (3, 128, 7, 7)
+    embedding = encoder.embed(features)
+    assert embedding.shape == (3, 8) and embedding.abs().max() < 1 and torch.equal(encoder(IMAGES), embedding)
+    towers[0].visual.ln_post, kept = nn.Identity(), towers[0].visual.ln_post
+    tokens = torch.arange(50.0)[None, :, None].expand(1, 50, 128)
+    grid = encoder.feature_map(tokens)[0, 0]
+    towers[0].visual.ln_post = kept
+    assert grid[2, 3] == 1 + 7 * 2 + 3, "row by row, the class token left out"
+
+
+def test_recipes_do_not_depend_on_their_company(towers):
+    encoder = DARRecipeEncoder(towers[1], 8, feedforward=32).eval()
+    stir(encoder)
+    together = encoder(recipes())
+    assert together.embedding.shape == (3, 8) and [c.shape for c in together.components] == [(3, 128)] * 3
+    title = towers[1](clip_tokens([LINES[0]], 77), encoder.adapters["title"])
+    torch.testing.assert_close(together.components[0][2:], title, rtol=1e-4, atol=1e-4)
+    batch = recipes()
+    alone = encoder(
+        RecipeBatch(batch.tokens, batch.title[1:2], batch.ingredients[1:2, :1], batch.instructions[1:2, :1])
+    )
+    torch.testing.assert_close(together.embedding[1:2], alone.embedding, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("empty", [[[4, -1], [-1, -1], [0, 1]], [[-1], [-1], [-1]], [[], [], []]])
+def test_a_recipe_without_instructions_has_none(towers, empty):
+    encoder = DARRecipeEncoder(towers[1], 8, feedforward=32)
+    batch = recipes()
+    batch.instructions = torch.tensor(empty, dtype=torch.int64)
+    found = encoder(batch)
+    assert torch.isfinite(found.embedding).all() and (found.components[2][1] == 0).all()
+    sum(F.normalize(c, dim=1).sum() for c in found.components).backward()
+    assert all(torch.isfinite(p.grad).all() for p in encoder.parameters() if p.grad is not None)
+
+
+def test_segments_are_averaged_over_those_that_are_there(towers):
+    encoder = SegmentEncoder(towers[0], 8)
+    kept = encoder.features(IMAGES)
+    torch.testing.assert_close(kept, towers[0].pool(towers[0](IMAGES)))
+    assert not kept.requires_grad and "tower" not in dict(encoder.named_children())
+    features = torch.stack([kept, kept, kept])
+    out = encoder(features, torch.tensor([[True, True, True], [True, False, False], [False, False, False]]))
+    expected = torch.stack([kept.mean(0), kept[0], torch.zeros(128)])
+    torch.testing.assert_close(out, torch.tanh(encoder.fc(expected)))
+
+
+def test_statistics_follow_the_weights(towers):
+    mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
+    assert towers[0].mean.flatten().tolist() == pytest.approx([255 * x for x in mean])
+    assert towers[0].std.flatten().tolist() == pytest.approx([255 * x for x in std])
+    assert {"tower.mean", "tower.std"} <= set(DARImageEncoder(towers[0], 8).state_dict())
+
+
+def supported(model):
+    try:
+        return clip_module._config(model)
+    except ValueError:
+        return None
+
+
+@pytest.mark.parametrize(
+    ("model", "tag"),
+    [
+        ("ViT-B-16", "openai"),
+        ("ViT-B-16-quickgelu", "openai"),
+        ("ViT-B-16", "laion2b_s34b_b88k"),
+        ("ViT-L-14", "dfn2b"),
+    ],
+)
+def test_activation_and_statistics_follow_published_weights(model, tag, monkeypatch):
+    published = open_clip.get_pretrained_cfg(model, tag) | {"mean": (0.1, 0.2, 0.3)}
+    monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda m, t: published if (m, t) == (model, tag) else {})
+    monkeypatch.setattr(open_clip, "download_pretrained", lambda p: "file")
+    monkeypatch.setattr(open_clip, "load_checkpoint", lambda *a: None)
+    with torch.device("meta"):  # nothing is computed
+        monkeypatch.setattr(torch, "tensor", lambda x, t=torch.tensor: t(x, device="cpu"))
+        image, text = clip_towers(model, pretrained=tag)
+    wanted = open_clip.transformer.QuickGELU if tag in ("openai", "dfn2b") else nn.GELU
+    for transformer in (image.visual.transformer, text.transformer):
+        assert all(isinstance(block.mlp.gelu, wanted) for block in transformer.resblocks)
+    assert image.mean.flatten().tolist() == pytest.approx([25.5, 51.0, 76.5])
+
+
+def test_no_quickgelu_name_is_offered_with_other_weights():
+    pairs = [(m, t) for m, t in open_clip.list_pretrained() if supported(m) is not None]
+    assert len(pairs) > 50 and {m for m, _ in pairs} >= {"ViT-B-16", "ViT-B-32-quickgelu", "ViT-L-14", "ViT-bigG-14"}
+    for model, tag in pairs:
+        if supported(model).get("quick_gelu"):
+            assert open_clip.get_pretrained_cfg(model, tag).get("quick_gelu"), (model, tag)
+
+
+@pytest.mark.parametrize(
+    ("model", "pretrained", "words"),
+    [
+        ("ViT-B-17", "", "no such model; near: ViT-B-16"),
+        ("", "", "no such model"),
+        ("RN50", "openai", "ResNet image tower"),
+        ("ViT-B-16-SigLIP", "", "timm image tower"),
+        ("roberta-ViT-B-32", "", "Hugging Face text tower"),
+        ("coca_ViT-B-32", "", "CoCa"),
+        ("ViT-H-14-CLIPA", "", "own tokenizer"),
+        ("ViT-B-16", "opnai", "neither a file nor weights of ViT-B-16 .openai, "),
+        (SMALL, "openai", "neither a file"),
+    ],
+)
+def test_mistakes_are_named(model, pretrained, words):
+    with pytest.raises(ValueError, match=words) as error:
+        clip_towers(model, pretrained=pretrained)
+    assert "\n" not in str(error.value)
+
+
+def test_what_does_not_fit_is_named(towers):
+    with pytest.raises(ValueError, match=r"\(48, 48\).*reads \(56, 56\)"):
+        towers[0](IMAGES[..., :48, :48])
+    with pytest.raises(ValueError, match="80 tokens.*77 at most"):
+        towers[1](clip_tokens(LINES, 80))
+
+
+def test_weights_that_cannot_be_fetched_give_one_line(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with torch.device("meta"), pytest.raises(ConnectionError, match="openai.*ViT-B-16 cannot be fetched") as error:
+        clip_towers("ViT-B-16", pretrained="openai")
+    assert "\n" not in str(error.value)
+
+
+def test_saved_towers_are_read_again_by_us_and_by_open_clip(towers, tmp_path):
+    path = tmp_path / "clip.safetensors"
+    save_clip(path, *towers)
+    again = clip_towers(SMALL, pretrained=str(path))
+    tokens = clip_tokens(LINES, 40)
+    assert torch.equal(again[0](IMAGES), towers[0](IMAGES)) and torch.equal(again[1](tokens), towers[1](tokens))
+    clip = tiny()
+    open_clip.load_checkpoint(clip, str(path))
+    torch.testing.assert_close(clip.encode_text(clip_tokens(LINES, 77)), towers[1](tokens), rtol=1e-4, atol=1e-5)
+
+
+def test_autocast_stays_near(towers):
+    model = system(towers)
+    stir(model)
+    expected, _ = loss(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, total = loss(model)
+    total.backward()
+    for f, e in zip(found, expected, strict=True):
+        torch.testing.assert_close(f.float(), e, rtol=0, atol=0.1)
+    assert all(p.grad.dtype == torch.float32 for p in model.parameters() if p.grad is not None)
+
+
+def test_parameters_of_the_papers_model():
+    with torch.device("meta"):
+        image, text = clip_towers("ViT-B-16")
+        model = nn.ModuleDict(
+            {
+                "image": DARImageEncoder(image, 512),
+                "recipe": DARRecipeEncoder(text, 512),
+                "description": DescriptionEncoder(text, 512),
+                "segment": SegmentEncoder(image, 512),
+            }
+        )
+    table = parameter_table(model)
+    assert table.loc["image.tower", "frozen"] + table.loc["recipe.tower", "frozen"] == 149_620_737 - 1  # logit scale
+    assert table.loc["image.adapters", "trainable"] == 12 * 2 * (2 * 768 * 64 + 64 + 768)
+    assert table.loc["recipe.adapters", "trainable"] == 3 * table.loc["description.adapters", "trainable"]
+    assert table.loc["description.adapters", "trainable"] == 12 * 2 * (2 * 512 * 64 + 64 + 512)
+    assert "description.tower" not in table.index and "segment.tower" not in table.index
+    assert (table.loc["total"] == table.drop("total").sum()).all()
