@@ -1,21 +1,36 @@
+import functools
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recipe_lib import screening
 from recipe_lib.retrieval import cross_modal_ranks, evaluate, paired_bootstrap, rank_metrics
 
 
-def reference(images, recipes):
-    """Sort-free float64 loops: 1 + the number of other candidates at least as similar."""
+def cosines(images, recipes):
+    """float64, (N, N), a pair at a time."""
     a = images.double() / images.double().norm(dim=1, keepdim=True)
     b = recipes.double() / recipes.double().norm(dim=1, keepdim=True)
-    s = np.array([[float((x * y).sum()) for y in b] for x in a])
+    return np.stack([(x * b).sum(1).numpy() for x in a])
+
+
+def counted(s):
+    """Sort-free loops over similarities (N, N): 1 + the number of other candidates at least as similar."""
     n = len(s)
     i2r = [1 + sum(s[i, j] >= s[i, i] for j in range(n) if j != i) for i in range(n)]
     r2i = [1 + sum(s[j, i] >= s[i, i] for j in range(n) if j != i) for i in range(n)]
     return i2r, r2i
+
+
+def reference(images, recipes):
+    return counted(cosines(images, recipes))
+
+
+def ranks(*given, **options):
+    return tuple(x.tolist() for x in cross_modal_ranks(*given, **options))
 
 
 @settings(max_examples=60, deadline=None)
@@ -37,6 +52,130 @@ def test_directions_are_not_swapped():
     assert i2r.tolist() == [1, 2, 1], "photo 1 finds recipe 0 first"
     assert r2i.tolist() == [1, 1, 1]
     assert torch.equal(cross_modal_ranks(recipes, images)[0], r2i)
+
+
+def nasty(kind, n, d, seed=0):
+    """Embeddings (n, d) on which a rounding error changes ranks."""
+    generator = torch.Generator().manual_seed(seed)
+    images, recipes = torch.randn(2, n, d, generator=generator)
+    if kind == "trained":
+        recipes = images + 1.5 * recipes
+    if kind == "some trained":  # tiles of one matrix need different levels
+        recipes[: n // 2] = images[: n // 2] + 0.5 * recipes[: n // 2]
+    if kind == "duplicates":
+        recipes = images + recipes
+        images[n // 3 :], recipes[n // 3 :] = images[: n - n // 3].clone(), recipes[: n - n // 3].clone()
+    if kind == "collapsed":
+        images, recipes = torch.ones(2, n, d)
+    if kind == "nearly collapsed":
+        images, recipes = 1 + 1e-4 * images, 1 + 1e-4 * recipes
+    if kind == "near twins":  # in float32 no two differ
+        images, recipes = images[:1] + 1e-6 * images, images[:1] + 1e-6 * recipes
+    if kind == "few values":
+        images, recipes = images.sign() + (images > 1), recipes.sign() + (recipes > 1)
+    if kind == "spikes":  # one coordinate holds nearly everything, others are subnormal in float32
+        images, recipes = images * 1e-39, recipes * 1e-39
+        images[:, 0] = recipes[:, 0] = 1
+        images[::2, -1] = 1e-4
+    if kind == "tiny and huge":
+        images, recipes = images * 1e-6, recipes * 1e18
+    return images, recipes
+
+
+KINDS = ("random", "trained", "some trained", "duplicates", "collapsed", "nearly collapsed", "near twins", "few values",
+         "spikes", "tiny and huge")  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("n", "d", "block"), [(130, 64, 16), (97, 3, 24), (60, 1, 5), (150, 700, None)])
+@pytest.mark.parametrize("fast", [True, False])
+def test_nasty_embeddings_have_the_ranks_of_float64(monkeypatch, kind, n, d, block, fast):
+    monkeypatch.setattr(screening, "_fast_bfloat16", lambda device: fast)  # the screening holds on every processor
+    images, recipes = nasty(kind, n, d)
+    s = cosines(images, recipes)
+    assert ranks(images, recipes, block=block, ties=True) == (
+        *counted(s),
+        [sum(s[i, j] == s[i, i] for j in range(n) if j != i) for i in range(n)],
+        [sum(s[j, i] == s[i, i] for j in range(n) if j != i) for i in range(n)],
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("embeddings", [1, 2, 3])
+def test_scores_stay_within_their_bounds(monkeypatch, kind, embeddings):
+    """Each tile and dot product against float64; an error near the bound would be luck, one above it a lie."""
+    monkeypatch.setattr(screening, "_fast_bfloat16", lambda device: True)
+    drawn = [nasty(kind, 120, d, seed) for seed, d in enumerate((512, 33, 100)[:embeddings])]
+    pairs = screening.Pairs(*zip(*drawn, strict=True))
+    i, j = (x.flatten() for x in torch.meshgrid(torch.arange(120), torch.arange(120), indexing="ij"))
+    exact = pairs.dots(i, j)
+    true = [exact.view(120, 120).diagonal()[q] for q in (i, j)]
+    for level in (0, 1, 2, "pairwise"):
+        score = (
+            pairs.dots(i, j, exact=False) if level == "pairwise" else pairs.tile(level, *[slice(0, 120)] * 2).flatten()
+        )
+        near = pairs.near(1, pairwise=True) if level == "pairwise" else pairs.near(level)
+        for q, aim in zip((i, j), true, strict=True):
+            assert (exact >= aim)[score > aim + near[q]].all() and (exact < aim)[score < aim - near[q]].all()
+        if embeddings > 1 or level:
+            assert ((score - exact).abs() <= near.max()).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 10_000), st.integers(1, 30), st.lists(st.integers(1, 9), min_size=1, max_size=3), st.integers(1, 9)
+)
+def test_products_of_distances_equal_loops(seed, n, widths, block):
+    drawn = [nasty(KINDS[(seed + k) % len(KINDS)], n, d, seed + k) for k, d in enumerate(widths)]
+    images, recipes = zip(*drawn, strict=True)
+    s = functools.reduce(np.multiply, [1 - cosines(*pair) for pair in drawn])
+    expected = counted(-s) if len(drawn) > 1 else reference(*drawn[0])
+    assert ranks(images, list(recipes), block=block) == expected
+
+
+def test_augmented_distances_of_dar():
+    """DAR++ shares embeddings between its distances: d_ir * d_id * d_sr."""
+    image, recipe, description, segments = torch.randn(4, 90, 16, generator=torch.Generator().manual_seed(0))
+    d = [1 - cosines(*pair) for pair in ((image, recipe), (image, description), (segments, recipe))]
+    found = ranks((image, image, segments), (recipe, description, recipe), block=20)
+    assert found == counted(-(d[0] * d[1] * d[2]))
+    assert ranks((image, image), (recipe, description)) == counted(-(d[0] * d[1]))
+    assert ranks((image,), (recipe,)) == ranks(image, recipe) == reference(image, recipe)
+
+
+def test_collapsed_tile_computes_each_distinct_pair_once(monkeypatch):
+    images, recipes = (torch.randn(3, 8, generator=torch.Generator().manual_seed(k)).repeat(100, 1) for k in (0, 1))
+    computed, dots = [], screening.Pairs.dots
+    monkeypatch.setattr(screening.Pairs, "dots", lambda *a, **k: (computed.append(len(a[1])), dots(*a, **k))[1])
+    s = cosines(images[:3], recipes[:3])
+    expected = [int(100 * (s[i % 3] >= s[i % 3, i % 3]).sum()) for i in range(300)]
+    assert ranks(images, recipes)[0] == expected, "the 99 copies of the true recipe tie with it"
+    assert sum(computed) < 2000, "of 90,000 pairs, 9 are distinct"
+
+
+def test_precision_that_the_program_chose_changes_nothing_and_comes_back():
+    images, recipes = nasty("nearly collapsed", 150, 256)
+    try:
+        torch.set_float32_matmul_precision("medium")  # bfloat16 inside float32 products on some CPUs, TF32 on GPUs
+        assert ranks(images, recipes) == reference(images, recipes)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_embeddings_may_require_gradients_and_stay_as_they_are():
+    images, recipes = torch.randn(2, 40, 8, generator=torch.Generator().manual_seed(0))
+    before = images.clone(), recipes.clone()
+    assert ranks(images.requires_grad_(), recipes) == reference(before[0], before[1])
+    assert torch.equal(images, before[0]) and torch.equal(recipes, before[1])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kind", KINDS)
+def test_gpu_ranks_are_the_same(kind):
+    images, recipes = nasty(kind, 3000, 256)
+    if kind != "few values":  # its ties depend on the order of float64 sums
+        assert ranks(images, recipes, device="cuda", ties=True) == ranks(images, recipes, ties=True)
 
 
 def test_collapsed_model_ranks_last():
@@ -65,6 +204,12 @@ def test_broken_embedding_is_refused(bad):
 def test_shapes_must_agree():
     with pytest.raises(ValueError, match="must both be"):
         cross_modal_ranks(torch.ones(3, 2), torch.ones(4, 2))
+    with pytest.raises(ValueError, match="must both be"):
+        cross_modal_ranks([torch.ones(3, 2)] * 2, [torch.ones(3, 2)])
+    with pytest.raises(ValueError, match="must both be"):
+        cross_modal_ranks([torch.ones(3, 2), torch.ones(4, 2)], [torch.ones(3, 2), torch.ones(4, 2)])
+    with pytest.raises(ValueError, match="recipe embedding 2"):
+        cross_modal_ranks([torch.ones(3, 2)] * 2, [torch.ones(3, 2), torch.tensor([[1.0, 0], [1, 0], [0, 0]])])
 
 
 def test_metrics():
@@ -85,6 +230,23 @@ def test_whole_set_is_one_bag_and_small_bags_are_easier():
     )
     with pytest.raises(ValueError, match="301 candidates"):
         evaluate(images, recipes, candidates=301)
+
+
+@pytest.mark.parametrize("kind", ["random", "trained", "duplicates", "few values"])
+def test_bags_at_once_score_as_bags_apart(kind):
+    images, recipes = nasty(kind, 200, 12)
+    sizes = [10, 77, 199, 200]
+    found = evaluate(images, recipes, candidates=sizes, bags=3, seed=5)
+    assert found == [row for size in sizes for row in evaluate(images, recipes, candidates=size, bags=3, seed=5)]
+    for size in sizes:
+        rng = np.random.default_rng([5, size])
+        draws = [rng.permutation(200)[:size] for _ in range(3)] if size < 200 else [np.arange(200)]
+        apart = [cross_modal_ranks(images[draw], recipes[draw], ties=True) for draw in draws]
+        for way, row in enumerate(row for row in found if row["candidates"] == size):
+            assert row["direction"] == ("i2r", "r2i")[way]
+            assert row["medr"] == np.mean([rank_metrics(bag[way])["medr"] for bag in apart])
+            assert row["recall_5"] == np.mean([rank_metrics(bag[way])["recall_5"] for bag in apart])
+            assert row["ties"] == np.mean([(bag[2 + way] > 0).sum() for bag in apart])
 
 
 def test_bootstrap_covers_the_truth_about_as_often_as_it_says():
