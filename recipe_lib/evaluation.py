@@ -10,13 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import torch
 from sklearn.metrics import average_precision_score
 from torch import Tensor
 
 from recipe_lib.causal import corrupt_labels, ingredient_weights, permute_rows
-from recipe_lib.data.loading import InOrder, StudyDataset, loader, recipe_batch
+from recipe_lib.data.loading import InOrder, StudyDataset, loader
 from recipe_lib.data.store import Split
+from recipe_lib.data.text import PAD
 from recipe_lib.losses import posterior
 from recipe_lib.models import RetrievalSystem
 from recipe_lib.paths import write_text
@@ -35,6 +37,7 @@ COLUMNS = [
     "recall_10",
     "ties",
 ]
+BATCH_TOKENS = 1 << 14  # of sentences that are encoded together
 CORRUPTION = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9)
 
 
@@ -56,14 +59,62 @@ def encode(system: RetrievalSystem, split: Split, *, crop: int, batch_size: int 
     system = system.eval().to(device)
     parts = []
     for batch in loader(StudyDataset(split, crop), InOrder(len(split), batch_size), workers):
-        moved = batch.to(device)
-        image = system.encode_images(moved.images, moved.labels)
-        recipes = system.encode_recipes(moved.recipes).embedding
-        parts.append([image.embedding, image.z, recipes, batch.labels, image.logits])
-    columns = [
+        image = system.encode_images(batch.images.to(device), batch.labels.to(device))
+        parts.append([image.embedding, image.z, batch.labels, image.logits])
+    embedding, z, labels, logits = (
         None if column[0] is None else torch.cat([x.cpu() for x in column]) for column in zip(*parts, strict=True)
-    ]
-    return Encoded(*columns)
+    )
+    return Encoded(embedding, z, encode_recipes(system, split), labels, logits)
+
+
+@torch.inference_mode()
+def encode_recipes(system: RetrievalSystem, split: Split, batch_tokens: int = BATCH_TOKENS) -> Tensor:
+    """Embeddings (N, D) of the recipes of a split in float32, on the CPU: each distinct sentence is encoded once."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    encoder = system.eval().to(device).recipe_encoder
+    start, stop, lines = split.recipe_start[:-1, None], split.recipe_start[1:, None], split.ingredient_lines[:, None]
+    bounds = {"title": (start, start + 1), "ingredients": (start + 1, start + 1 + lines)}
+    bounds["instructions"] = (start + 1 + lines, stop)
+    components = []
+    for name, (first, end) in bounds.items():
+        rows = first + np.arange((end - first).max())  # (N, S) numbers of sentences
+        inside = rows < end
+        batches, which = distinct_sentences(split, rows[inside], batch_tokens)
+        vectors = torch.cat([encoder.encode_sentences(name, tokens.to(device)) for tokens in batches])
+        rows = torch.full(rows.shape, -1).masked_scatter(torch.from_numpy(inside), torch.from_numpy(which)).to(device)
+        rows = rows[:, 0] if name == "title" else rows
+        components.append(torch.cat([encoder.join_sentences(name, vectors, part) for part in rows.split(1024)]))
+    return encoder.embed(components).embedding.cpu()
+
+
+def distinct_sentences(split: Split, sentences: np.ndarray, batch_tokens: int) -> tuple[list[Tensor], np.ndarray]:
+    """Each distinct one of some sentences once, and where to find them.
+
+    Args:
+        sentences: (M,) their numbers in the split.
+        batch_tokens: about as many token ids are a batch, padding not counted.
+
+    Returns:
+        Token ids (u, L) in batches, short sentences first; (M,) the row of each sentence among those of all batches.
+    """
+    # Arrow hashes the bytes of each sentence where they lie: some millions take a second and no table of padded rows.
+    ends = pa.py_buffer(split.sentence_start.astype(np.int64) * split.words.itemsize)
+    every = pa.Array.from_buffers(
+        pa.large_binary(), len(split.sentence_start) - 1, [None, ends, pa.py_buffer(split.words)]
+    )
+    which = every.take(pa.array(sentences)).dictionary_encode().indices.to_numpy()
+    one = np.empty(which.max() + 1, np.int64)
+    one[which] = sentences
+    start, length = split.sentence_start[one], np.diff(split.sentence_start)[one]
+    order = np.argsort(length, kind="stable")
+    cuts = np.flatnonzero(np.diff(np.cumsum(length[order]) // batch_tokens)) + 1
+    batches = []
+    for rows in np.split(order, cuts):
+        column = np.arange(length[rows[-1]])
+        inside = column < length[rows, None]
+        words = split.words[np.where(inside, start[rows, None] + column, 0)]
+        batches.append(torch.from_numpy(np.where(inside, words, PAD)).long())
+    return batches, np.argsort(order)[which]
 
 
 @torch.inference_mode()
@@ -110,7 +161,7 @@ def score(
         candidates: bag sizes; those not smaller than the split are left out, the whole split is always scored.
     """
     sizes = [size for size in candidates if size < len(images)] + [len(images)]
-    rows = [name | row for size in sizes for row in evaluate(images, recipes, candidates=size, bags=bags, seed=seed)]
+    rows = [name | row for row in evaluate(images, recipes, candidates=sizes, bags=bags, seed=seed)]
     i2r, r2i = cross_modal_ranks(images, recipes)
     ranks = [
         pd.DataFrame(name | {"direction": way, "query": np.arange(len(r)), "rank": r.numpy()})
@@ -227,34 +278,29 @@ def intervals(ranks: pd.DataFrame, direction: str, k: int = 1) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def nearest(images: Tensor, recipes: Tensor, rows: Sequence[int], k: int) -> list[list[int]]:
-    """The k recipes nearest to some photos by cosine, best first."""
-    normalise = torch.nn.functional.normalize
-    return (
-        (normalise(images[rows], dim=1) @ normalise(recipes, dim=1).T)
-        .topk(min(k, len(recipes)), dim=1)
-        .indices.tolist()
-    )
-
-
 @torch.inference_mode()
-def ingredient_lines(system: RetrievalSystem, split: Split, batch_size: int = 512) -> Iterator[tuple[Tensor, Tensor]]:
-    """First-level vectors of the ingredient lines that mention a class: (features (M, E), classes (M,)) a batch."""
+def ingredient_lines(
+    system: RetrievalSystem, split: Split, batch_tokens: int = BATCH_TOKENS
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """First-level vectors of the ingredient lines that mention a class: (features (M, E), classes (M,)) a batch.
+
+    Lines come sorted by their length; those of the same words are encoded once, and lie in one batch.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     encoder = system.eval().to(device).recipe_encoder
-    for start in range(0, len(split), batch_size):
-        rows = np.arange(start, min(start + batch_size, len(split)))
-        batch = recipe_batch(split, rows).to(device)
-        labelled = slice(split.label_start[rows[0]], split.label_start[rows[-1] + 1])
-        recipe = np.repeat(np.arange(len(rows)), np.diff(split.label_start[start : rows[-1] + 2]))
-        position = split.positions[labelled]
-        kept = position >= 0  # lines beyond max_sentences were not tokenised
-        if not kept.any():
-            continue
-        sentences = batch.ingredients[recipe[kept], position[kept]]
-        used, which = sentences.unique(return_inverse=True)
-        features = encoder.encode_sentences("ingredients", batch.tokens[used])[which]
-        yield features.cpu(), torch.from_numpy(split.labels[labelled][kept]).long()
+    kept = split.positions >= 0  # lines beyond max_sentences were not tokenised
+    if not kept.any():
+        return
+    title = np.repeat(split.recipe_start[:-1], np.diff(split.label_start))
+    batches, which = distinct_sentences(split, (title + 1 + split.positions)[kept], batch_tokens)
+    order = np.argsort(which, kind="stable")
+    which, classes = which[order], torch.from_numpy(split.labels[kept][order]).long()
+    first = 0
+    for tokens in batches:
+        features = encoder.encode_sentences("ingredients", tokens.to(device)).cpu()
+        own = slice(*np.searchsorted(which, [first, first + len(tokens)]))
+        yield features[which[own] - first], classes[own]
+        first += len(tokens)
 
 
 def write_results(folder: Path, results: pd.DataFrame, ranks: pd.DataFrame, metrics: dict) -> None:

@@ -154,7 +154,8 @@ class RetrievalSystem(nn.Module):
         embedding = self.image_encoder.embed(features)
         logits = None
         if self.classifier is not None:
-            with _float32_on_cpu():
+            # On a CPU bfloat16 gains nothing at the kitchen's size, so logits keep their digits there.
+            with torch.autocast("cpu", enabled=False):
                 logits = self.classifier(self.image_encoder.feature_map(features).float())
         z = torch.zeros_like(embedding)
         if self.adjustment is not None:
@@ -180,8 +181,7 @@ class RetrievalSystem(nn.Module):
         return ingredient_weights(self.probabilities(logits), 0.0 if attached.soft else attached.threshold)
 
     def encode_recipes(self, recipes: RecipeBatch) -> RecipeFeatures:
-        with _float32_on_cpu():
-            return self.recipe_encoder(recipes)
+        return self.recipe_encoder(recipes)
 
     def self_supervised_loss(self, features: RecipeFeatures, margin: float) -> Tensor:
         """Mean over the ordered pairs of components of the triplet loss between one and the projection of the other."""
@@ -193,15 +193,6 @@ class RetrievalSystem(nn.Module):
             if a != b
         ]
         return torch.stack(losses).mean()
-
-
-def _float32_on_cpu() -> torch.autocast:
-    """CPU autocast off, GPU autocast as it is: bfloat16 pays for convolutions only on a CPU.
-
-    No two batches of sentences have one shape, and oneDNN builds a new bfloat16 kernel for every shape; its fused
-    bfloat16 attention is slower than float32 on many short sequences (measured: 1.7 x over a training step).
-    """
-    return torch.autocast("cpu", enabled=False)
 
 
 def attach(

@@ -20,7 +20,7 @@ from recipe_lib.paths import resolve
 
 # A new version of one of these can change a stage's numbers or figures.
 PACKAGES = (
-    *("torch", "torchvision", "lightning", "timm", "tokenizers", "scikit-learn"),
+    *("torch", "torchvision", "lightning", "timm", "tokenizers", "scikit-learn", "faiss-cpu"),
     *("numpy", "pandas", "pyarrow", "pillow", "matplotlib", "seaborn"),
 )
 SOURCES = ("source_dir", "image_dir", "classes_file")  # parameters that name files from outside the study

@@ -1,9 +1,10 @@
 """Exact ranks of the true pairs in float64, for about the price of a bfloat16 product.
 
 Pairs are ordered by the similarity of the true pair, so that hard queries lie together, and similarities go by in
-tiles. A tile is computed in bfloat16 where that is fast; cells farther from a query's true similarity than a proven bound are decided. The open cells, few as a
-rule, are decided by float32 products summed in float64, and what then remains by the float64 dot products that define
-the rank. A tile with too many open cells is computed again in float32, and then in float64.
+tiles. A tile is computed in bfloat16 where that is fast; cells farther from a query's true similarity than a proven
+bound are decided. The open cells, few as a rule, are decided by float32 products summed in float64, and what then
+remains by the float64 dot products that define the rank. A tile with too many open cells is computed again in float32,
+and then in float64.
 
 The bound, for |a|, |b| <= 1 of length d and their rounded copies a', b', with r the largest |a - a'| or |b - b'|, which
 is measured: |a.b - a'.b'| <= |a - a'| |b'| + |a| |b - b'| <= r (2 + r) by Cauchy-Schwarz. Summing a'.b' in any order

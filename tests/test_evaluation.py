@@ -1,4 +1,5 @@
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -6,15 +7,16 @@ import pytest
 import torch
 
 from recipe_lib.causal import ingredient_dictionary
+from recipe_lib.data.loading import recipe_batch
 from recipe_lib.evaluation import (
     COLUMNS,
     classifier_metrics,
     compare,
     compare_falls,
     encode,
+    encode_recipes,
     ingredient_lines,
     intervals,
-    nearest,
     queries,
     score,
     sentence,
@@ -43,24 +45,62 @@ def test_encoding_does_not_depend_on_the_batch(baseline, tiny_store, name):
     assert len(one.labels) == 30
 
 
-def test_a_batch_without_labelled_lines_is_passed_over(baseline, tiny_store):
+def sentences(split, row):
+    """Token ids of a recipe: title, ingredient lines, steps."""
+    bounds = split.sentence_start[split.recipe_start[row] : split.recipe_start[row + 1] + 1]
+    found = [tuple(split.words[a:b].tolist()) for a, b in pairwise(bounds)]
+    lines = 1 + split.ingredient_lines[row]
+    return {"title": found[:1], "ingredients": found[1:lines], "instructions": found[lines:]}
+
+
+def spied(encoder, monkeypatch):
+    """What is asked of the first level, sentence by sentence: {component: [token ids without padding]}."""
+    asked, inner = {}, encoder.encode_sentences
+
+    def spy(name, tokens):
+        asked.setdefault(name, []).extend(tuple(x for x in row if x) for row in tokens.tolist())
+        return inner(name, tokens)
+
+    monkeypatch.setattr(encoder, "encode_sentences", spy)
+    return asked
+
+
+def test_a_whole_split_equals_its_batches_and_each_distinct_sentence_is_encoded_once(baseline, tiny_store, monkeypatch):
     split = tiny_store.split("train")
-    whole = sum(len(classes) for _, classes in ingredient_lines(baseline, split, batch_size=8))
-    split.positions = np.where(np.arange(len(split.positions)) < split.label_start[8], -1, split.positions)
-    assert 0 < sum(len(classes) for _, classes in ingredient_lines(baseline, split, batch_size=8)) < whole
+    asked = spied(baseline.recipe_encoder, monkeypatch)
+    found = encode_recipes(baseline, split, batch_tokens=100)
+    every = [sentences(split, row) for row in range(len(split))]
+    for name, own in asked.items():
+        expected = [s for recipe in every for s in recipe[name]]
+        assert sorted(own) == sorted(set(expected)), name
+        assert name == "title" or len(own) < len(expected), "nothing is there twice: the test shows nothing"
+    assert list(asked) == ["title", "ingredients", "instructions"]
+    rows = np.array_split(np.arange(len(split)), 7)
+    with torch.no_grad():
+        batches = torch.cat([baseline.encode_recipes(recipe_batch(split, part)).embedding for part in rows])
+    torch.testing.assert_close(found, batches, rtol=1e-5, atol=1e-5)
+
+
+def test_each_distinct_ingredient_line_is_encoded_once(baseline, tiny_store, monkeypatch):
+    split = tiny_store.split("train")
+    asked = spied(baseline.recipe_encoder, monkeypatch)
+    found = [len(features) for features, _ in ingredient_lines(baseline, split, batch_tokens=100)]
+    assert len(found) > 2 and sum(found) == (split.positions >= 0).sum()
+    assert len(asked["ingredients"]) == len(set(asked["ingredients"])) < sum(found)
+    split.positions = np.full_like(split.positions, -1)
+    assert list(ingredient_lines(baseline, split)) == [], "no line that mentions a class was kept"
 
 
 def test_dictionary_lines_equal_loops(baseline, tiny_store):
     split = tiny_store.split("train")
-    dictionary = ingredient_dictionary(ingredient_lines(baseline, split, batch_size=17), tiny_store.classes.names)
+    dictionary = ingredient_dictionary(ingredient_lines(baseline, split, batch_tokens=100), tiny_store.classes.names)
     encoder, k = baseline.recipe_encoder.eval(), 3
     vectors = []
     for row in range(len(split)):
         own = range(split.label_start[row], split.label_start[row + 1])
         for i in own:
             if split.labels[i] == k and split.positions[i] >= 0:
-                s = split.recipe_start[row] + 1 + split.positions[i]
-                tokens = torch.tensor(split.words[split.sentence_start[s] : split.sentence_start[s + 1]])[None].long()
+                tokens = torch.tensor([sentences(split, row)["ingredients"][split.positions[i]]])
                 vectors.append(encoder.encode_sentences("ingredients", tokens)[0].detach())
     assert len(vectors) == tiny_store.classes.counts[k], "every training recipe that mentions it, once each"
     torch.testing.assert_close(dictionary[k], torch.stack(vectors).mean(0), rtol=1e-4, atol=1e-5)
@@ -110,12 +150,11 @@ def test_classifier_metrics_equal_counting():
     assert table.loc[("calibrated", "micro"), "recall"] == 0
 
 
-def test_twins_and_nearest():
+def test_twins():
     recipes = torch.eye(3)
     images = torch.tensor([[1.0, 0.2, 0.0], [0.9, 0.1, 0.0], [0.0, 0.0, 1.0]])
     assert twin_accuracy(images, recipes, ["a", "b", "c"], ["b", "a", ""]) == 0.5
     assert twin_accuracy(images, recipes, ["a", "b", "c"], ["", "", "gone"]) is None
-    assert nearest(images, recipes, [2, 0], k=2)[1] == [0, 1]
 
 
 def test_comparisons_name_direction_split_and_both_sides():

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recipe_lib.data.loading import RecipeBatch
 from recipe_lib.data.text import PAD
+from recipe_lib.encoders.packed import MaskedTransformer
 
 COMPONENTS = ("title", "ingredients", "instructions")
 
@@ -18,36 +21,6 @@ class RecipeFeatures(NamedTuple):
 
     embedding: Tensor
     components: tuple[Tensor, Tensor, Tensor]
-
-
-class MaskedTransformer(nn.Module):
-    """Post-norm transformer with learned positions, then the mean over the real positions.
-
-    Shape:
-        x (B, L, E), mask (B, L) bool, True where real: the first ones of each row, at least one -> (B, E).
-    """
-
-    def __init__(self, dim: int, *, layers: int, heads: int, feedforward: int, dropout: float, max_len: int):
-        super().__init__()
-        self.position = nn.Parameter(0.02 * torch.randn(max_len, dim))
-        layer = nn.TransformerEncoderLayer(dim, heads, feedforward, dropout, batch_first=True)
-        self.encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
-
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        # Rows of about the same length go together: padding all to the longest would double the work on real recipes.
-        group = (mask.sum(1) + 3) // 4
-        order = group.argsort(stable=True)
-        parts = []
-        for rows in order.split(group.bincount().tolist()):
-            if len(rows):
-                length = min(4 * int(group[rows[0]]), x.shape[1])
-                parts.append(self._encode(x[rows, :length], mask[rows, :length]))
-        return torch.cat(parts)[order.argsort()]
-
-    def _encode(self, x: Tensor, mask: Tensor) -> Tensor:
-        x = self.encoder(x + self.position[: x.shape[1]], src_key_padding_mask=~mask)
-        weight = mask.to(x.dtype).unsqueeze(2)
-        return (x * weight).sum(1) / weight.sum(1)
 
 
 class RecipeEncoder(nn.Module):
@@ -87,7 +60,17 @@ class RecipeEncoder(nn.Module):
 
     def encode_sentences(self, component: str, tokens: Tensor) -> Tensor:
         """First level: token ids (U, L) -> sentence vectors (U, E). The dictionary is made from these."""
-        return self.words[component](self.word(tokens), tokens != PAD)
+        return self.words[component].gather(self.word.weight, tokens, tokens != PAD)
+
+    def join_sentences(self, component: str, sentences: Tensor, rows: Tensor) -> Tensor:
+        """Second level: sentence vectors (U, E); rows of them (B,) or (B, S), -1 for none -> (B, E)."""
+        if component in self.sentences:
+            return self.sentences[component].gather(sentences, rows, rows >= 0)
+        return F.embedding(rows, sentences)
+
+    def embed(self, components: Sequence[Tensor]) -> RecipeFeatures:
+        """The three components (B, E) and their embedding."""
+        return RecipeFeatures(torch.tanh(self.fc(torch.cat(list(components), 1))), tuple(components))
 
     def forward(self, recipes: RecipeBatch) -> RecipeFeatures:
         components = []
@@ -96,11 +79,5 @@ class RecipeEncoder(nn.Module):
             mask = rows >= 0
             used, which = rows[mask].unique(return_inverse=True)
             sentences = self.encode_sentences(name, recipes.tokens[used])
-            if name not in self.sentences:
-                components.append(sentences[which])
-                continue
-            grid = sentences.new_zeros(*rows.shape, sentences.shape[1])  # (B, S, E)
-            grid[mask] = sentences[which]
-            components.append(self.sentences[name](grid, mask))
-        embedding = torch.tanh(self.fc(torch.cat(components, 1)))
-        return RecipeFeatures(embedding, tuple(components))
+            components.append(self.join_sentences(name, sentences, rows.masked_scatter(mask, which)))
+        return self.embed(components)
