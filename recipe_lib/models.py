@@ -181,7 +181,10 @@ class RetrievalSystem(nn.Module):
         return ingredient_weights(self.probabilities(logits), 0.0 if attached.soft else attached.threshold)
 
     def encode_recipes(self, recipes: RecipeBatch) -> RecipeFeatures:
-        return self.recipe_encoder(recipes)
+        # On a CPU no bfloat16: no two batches have one number of words, and oneDNN builds its kernels anew for each
+        # (measured on 650 real recipes: two minutes of the first epoch).
+        with torch.autocast("cpu", enabled=False):
+            return self.recipe_encoder(recipes)
 
     def self_supervised_loss(self, features: RecipeFeatures, margin: float) -> Tensor:
         """Mean over the ordered pairs of components of the triplet loss between one and the projection of the other."""
