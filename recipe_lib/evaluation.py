@@ -16,13 +16,16 @@ from sklearn.metrics import average_precision_score
 from torch import Tensor
 
 from recipe_lib.causal import corrupt_labels, ingredient_weights, permute_rows
-from recipe_lib.data.loading import InOrder, StudyDataset, loader
-from recipe_lib.data.store import Split
+from recipe_lib.data.loading import InOrder, StudyDataset, loader, recipe_batch
+from recipe_lib.data.store import Split, Store
 from recipe_lib.data.text import PAD
 from recipe_lib.losses import posterior
 from recipe_lib.models import RetrievalSystem
-from recipe_lib.paths import write_text
+from recipe_lib.paths import study_dir, write_text
 from recipe_lib.retrieval import cross_modal_ranks, evaluate, paired_bootstrap
+from recipe_lib.screening import Embeddings
+from recipe_lib.segment_features import segment_features
+from recipe_lib.training import load_system
 
 COLUMNS = [
     "system",
@@ -43,18 +46,37 @@ CORRUPTION = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9)
 
 @dataclass
 class Encoded:
-    """A test split through one system, on the CPU: embedding, z, recipes (N, D); labels, logits (N, K) or None."""
+    """A test split through one system, on the CPU, in float32.
+
+    Shape:
+        embedding, z, recipes (N, D); labels (N, K); logits (N, K), descriptions and segments (N, D), each None where
+        the system has no such part.
+    """
 
     embedding: Tensor
     z: Tensor
     recipes: Tensor
     labels: Tensor
     logits: Tensor | None
+    descriptions: Tensor | None = None
+    segments: Tensor | None = None
 
 
 @torch.inference_mode()
-def encode(system: RetrievalSystem, split: Split, *, crop: int, batch_size: int = 256, workers: int = 0) -> Encoded:
-    """Photos and recipes of a split in float32: centre crop of the first photo, no dropout."""
+def encode(
+    system: RetrievalSystem,
+    split: Split,
+    *,
+    crop: int,
+    kept: Path | None = None,
+    batch_size: int = 256,
+    workers: int = 0,
+) -> Encoded:
+    """Photos and recipes of a split: centre crop of the first photo, no dropout.
+
+    Args:
+        kept: folder where features of segments are found or left; needed for systems that encode segments.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     system = system.eval().to(device)
     parts = []
@@ -64,7 +86,115 @@ def encode(system: RetrievalSystem, split: Split, *, crop: int, batch_size: int 
     embedding, z, labels, logits = (
         None if column[0] is None else torch.cat([x.cpu() for x in column]) for column in zip(*parts, strict=True)
     )
-    return Encoded(embedding, z, encode_recipes(system, split), labels, logits)
+    found = Encoded(embedding, z, encode_recipes(system, split), labels, logits)
+    batches = np.array_split(np.arange(len(split)), -(-len(split) // batch_size))
+    if system.description_encoder is not None:
+        tokens = (torch.from_numpy(split.description_tokens(rows)).to(device) for rows in batches)
+        found.descriptions = torch.cat([system.encode_descriptions(ids).cpu() for ids in tokens])
+    if system.segment_encoder is not None:
+        features = torch.from_numpy(np.load(segment_features(system, split, kept, first_only=True), allow_pickle=False))
+        counts = torch.from_numpy(split.segment_counts[split.photo_start[:-1]])[:, None]
+        mask = torch.arange(features.shape[1]) < counts
+        found.segments = system.encode_segments(features.to(device), mask.to(device)).cpu()
+    return found
+
+
+def encode_beside(study: str, split: Split, kept: Path) -> Encoded:
+    """The same recipes through the baseline of another study, which reads descriptions or segments.
+
+    Args:
+        study: its name.
+        split: of this study.
+        kept: folder where features of segments are found or left.
+
+    Raises:
+        ValueError: that study has no such recipes, or reads neither.
+    """
+    folder = study_dir(study)
+    other = load_system(folder / "02_baseline_training")
+    if other.description_encoder is None and other.segment_encoder is None:
+        raise ValueError(f"distances_from: the study {study} reads neither descriptions nor segments")
+    theirs = _split_of(study, split.name)
+    if theirs.ids != split.ids:
+        raise ValueError(f"distances_from: {split.name} of the study {study} holds other recipes than this one's")
+    return encode(other, theirs, crop=other.image_encoder.tower.size[0], kept=kept)
+
+
+def _split_of(study: str, name: str) -> Split:
+    return Store(study_dir(study) / "01_data_preparation" / "data").split(name)
+
+
+def beside(ranks: pd.DataFrame, studies: Sequence[str], split: Split, *, k: int = 1) -> pd.DataFrame:
+    """R@k of all systems of several studies, and how far each is from the baseline of `ranks`.
+
+    Args:
+        ranks: of this study, as `score` gives them; its first system's baseline is what others are held against.
+        studies: names of other studies. Those of one system and several seeds are taken together; studies of one seed
+            must hold the same recipes.
+        split: of this study.
+
+    Returns:
+        A row a system, variant and direction: seeds, value, low, high, difference, its low and high, all over the whole
+        split; the difference is over the seeds that both have, empty where there are none.
+
+    Raises:
+        ValueError: another study is not finished, or of other recipes.
+    """
+    frames, ids = [ranks], {int(ranks["seed"].iloc[0]): split.ids}
+    for study in studies:
+        path = study_dir(study) / "ranks.parquet"
+        if not path.is_file():
+            raise ValueError(f"compare_with: {path} is not there; run the study {study} first")
+        frames.append(pd.read_parquet(path))
+        theirs = _split_of(study, split.name).ids
+        if ids.setdefault(int(frames[-1]["seed"].iloc[0]), theirs) != theirs:
+            raise ValueError(
+                f"compare_with: {split.name} of the study {study} holds other recipes than its seed's others"
+            )
+    joined = pd.concat(frames, ignore_index=True)
+    joined = joined[(joined["split"] == split.name) & ~joined["variant"].str.contains("@")]
+    joined = joined.drop_duplicates(["system", "variant", "seed", "direction", "query"])
+    hits = {
+        key: (group.pivot(index="seed", columns="query", values="rank") <= k)
+        for key, group in joined.groupby(["system", "variant", "direction"], sort=False)
+    }
+    rows = []
+    for (system, variant, direction), found in hits.items():
+        value, low, high = paired_bootstrap(found.to_numpy(), np.zeros(found.shape))
+        row = {"system": system, "variant": variant, "direction": direction, "seeds": len(found)}
+        row |= {f"recall_{k}": value, "low": low, "high": high}
+        base = hits[ranks["system"].iloc[0], "baseline", direction]
+        if len(both := found.index.intersection(base.index)):
+            difference = paired_bootstrap(found.loc[both].to_numpy(), base.loc[both].to_numpy())
+            row |= dict(zip(("difference", "difference_low", "difference_high"), difference, strict=True))
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def distances(images: Tensor, recipes: Tensor, beside: Encoded | None) -> dict[str, tuple]:
+    """What is ranked: the distances 1 - cosine whose product orders the candidates (DAR, arXiv:2312.04763).
+
+    Args:
+        images, recipes: (N, D) embeddings of a system, the photos' with its term z.
+        beside: where descriptions and segments come from: the same system, or another one for the same recipes, whose
+            photo and recipe embeddings they are then held against.
+
+    Returns:
+        By suffix, two arguments of `cross_modal_ranks`: "" the photo against the recipe; "+" times the photo against
+        the description; "++" times the segments against the recipe; "+s" segments alone, without descriptions.
+    """
+    found = {"": (images, recipes)}
+    if beside is None:
+        return found
+    own = beside.recipes is recipes
+    photo = images if own else beside.embedding + beside.z
+    if beside.descriptions is not None:
+        found["+"] = ((images, photo), (recipes, beside.descriptions))
+        if beside.segments is not None:
+            found["++"] = ((images, photo, beside.segments), (recipes, beside.descriptions, beside.recipes))
+    elif beside.segments is not None:
+        found["+s"] = ((images, beside.segments), (recipes, beside.recipes))
+    return found
 
 
 @torch.inference_mode()
@@ -72,6 +202,9 @@ def encode_recipes(system: RetrievalSystem, split: Split, batch_tokens: int = BA
     """Embeddings (N, D) of the recipes of a split in float32, on the CPU: each distinct sentence is encoded once."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     encoder = system.eval().to(device).recipe_encoder
+    if not hasattr(encoder, "join_sentences"):  # a recipe is one text
+        rows = np.array_split(np.arange(len(split)), -(-len(split) // 256))
+        return torch.cat([encoder(recipe_batch(split, part).to(device)).embedding.cpu() for part in rows])
     start, stop, lines = split.recipe_start[:-1, None], split.recipe_start[1:, None], split.ingredient_lines[:, None]
     bounds = {"title": (start, start + 1), "ingredients": (start + 1, start + 1 + lines)}
     bounds["instructions"] = (start + 1 + lines, stop)
@@ -152,15 +285,17 @@ def queries(variant: str, system: RetrievalSystem, found: Encoded, seed: int) ->
 
 
 def score(
-    name: dict, images: Tensor, recipes: Tensor, *, candidates: Sequence[int], bags: int, seed: int
+    name: dict, images: Embeddings, recipes: Embeddings, *, candidates: Sequence[int], bags: int, seed: int
 ) -> tuple[list[dict], pd.DataFrame]:
     """Tidy rows for the whole split and for bags of it, and the rank of every query in the whole split.
 
     Args:
         name: the columns system, variant, seed and split.
+        images, recipes: as `cross_modal_ranks` takes them.
         candidates: bag sizes; those not smaller than the split are left out, the whole split is always scored.
     """
-    sizes = [size for size in candidates if size < len(images)] + [len(images)]
+    pairs = len(images if isinstance(images, Tensor) else images[0])
+    sizes = [size for size in candidates if size < pairs] + [pairs]
     rows = [name | row for row in evaluate(images, recipes, candidates=sizes, bags=bags, seed=seed)]
     i2r, r2i = cross_modal_ranks(images, recipes)
     ranks = [
@@ -230,6 +365,11 @@ def compare(
         "a": a, "b": b, "split": split, "against_split": against_split or split, "direction": direction,
         "metric": f"recall_{k}", "difference": difference, "low": low, "high": high, "seeds": int(ranks.seed.nunique()),
     }  # fmt: skip
+
+
+def labelled(ranks: pd.DataFrame, system: str) -> pd.DataFrame:
+    """Ranks whose column `variant` tells products of distances apart: "baseline++" is DAR++ of the system DAR."""
+    return ranks.assign(variant=ranks["variant"] + ranks["system"].str.removeprefix(system))
 
 
 def _hits(ranks: pd.DataFrame, variant: str, split: str, direction: str, k: int) -> np.ndarray:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import NamedTuple
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -12,8 +15,11 @@ from recipe_lib.causal import BackdoorAdjustment, ingredient_weights, marginal_w
 from recipe_lib.classifier import IngredientClassifier
 from recipe_lib.data.loading import RecipeBatch
 from recipe_lib.encoders import ImageEncoder, RecipeEncoder, RecipeFeatures
+from recipe_lib.encoders.captions import CaptionEncoder, CLIPImageEncoder
+from recipe_lib.encoders.clip import clip_towers
+from recipe_lib.encoders.dar import DARImageEncoder, DARRecipeEncoder, DescriptionEncoder, SegmentEncoder
 from recipe_lib.encoders.recipe import COMPONENTS
-from recipe_lib.losses import posterior, triplet_loss
+from recipe_lib.losses import posterior
 
 
 @dataclass(frozen=True)
@@ -62,10 +68,19 @@ VARIANTS: dict[str, Debiasing] = {
 
 @dataclass(frozen=True)
 class SystemConfig:
-    """Architecture. Every value is a notebook parameter or a fact of the prepared data (vocabulary, num_classes)."""
+    """Architecture. Every value is a notebook parameter or a fact of the prepared data (vocabulary, num_classes).
+
+    Args:
+        encoders: "ht": a timm backbone and transformers over words; "clip": frozen CLIP towers with adapters;
+            "captions": CLIP's towers alone, trained whole, a recipe read as one caption.
+        pretrained: load the published weights of the backbone, or the towers' weights `clip_pretrained`.
+        descriptions: "adapted" or "frozen": encode imagined descriptions, by adapters of their own or without any.
+        segments: encode segments of photos.
+    """
 
     vocabulary: int
     num_classes: int
+    encoders: str = "ht"
     image_model: str = "resnet50"
     image_model_args: tuple[str, ...] = ()
     pretrained: bool = False
@@ -75,6 +90,12 @@ class SystemConfig:
     recipe_heads: int = 4
     recipe_feedforward: int = 2048
     dropout: float = 0.1
+    clip_model: str = "ViT-B-16"
+    clip_pretrained: str = ""
+    adapter_width: int = 64
+    adapter_reduction: int = 0
+    descriptions: str = ""
+    segments: bool = False
     debiasing: Debiasing = field(default_factory=Debiasing)
 
     def to_dict(self) -> dict:
@@ -109,27 +130,14 @@ class RetrievalSystem(nn.Module):
     def __init__(self, config: SystemConfig, dictionary: Tensor | None = None, prior: Tensor | None = None):
         super().__init__()
         self.config = config
-        self.image_encoder = ImageEncoder(
-            config.image_model, config.embed_dim, pretrained=config.pretrained, model_args=config.image_model_args
-        )
-        self.recipe_encoder = RecipeEncoder(
-            config.vocabulary,
-            config.embed_dim,
-            dim=config.recipe_dim,
-            layers=config.recipe_layers,
-            heads=config.recipe_heads,
-            feedforward=config.recipe_feedforward,
-            dropout=config.dropout,
-        )
+        self.description_encoder = self.segment_encoder = None
+        build = {"ht": self._build_ht, "clip": self._build_clip, "captions": self._build_captions}
+        build[config.encoders]()
+        self.embed_dim = config.embed_dim if config.encoders != "captions" else self.recipe_encoder.dim
         # One projection for each ordered pair of components, used by the self-supervised loss alone.
-        self.projections = nn.ModuleDict(
-            {
-                f"{a}_{b}": nn.Linear(config.recipe_dim, config.recipe_dim)
-                for a in COMPONENTS
-                for b in COMPONENTS
-                if a != b
-            }
-        )
+        pairs = [(a, b) for a in COMPONENTS for b in COMPONENTS if a != b and config.encoders != "captions"]
+        dim = self.recipe_encoder.dim
+        self.projections = nn.ModuleDict({f"{a}_{b}": nn.Linear(dim, dim) for a, b in pairs})
         attached = config.debiasing
         self.classifier = self.adjustment = None
         if attached.classifier:
@@ -143,10 +151,55 @@ class RetrievalSystem(nn.Module):
             )
         if attached.weights:
             if dictionary is None:
-                dictionary = torch.zeros(config.num_classes, config.recipe_dim)  # filled by load_state_dict
-            self.adjustment = BackdoorAdjustment(dictionary, config.embed_dim, normalise=attached.normalise)
+                dictionary = torch.zeros(config.num_classes, dim)  # filled by load_state_dict
+            self.adjustment = BackdoorAdjustment(dictionary, self.embed_dim, normalise=attached.normalise)
         if attached.weights == "marginal":
             self.register_buffer("prior", torch.ones(config.num_classes) if prior is None else prior.clone())
+
+    def _build_ht(self) -> None:
+        config = self.config
+        self.image_encoder = ImageEncoder(
+            config.image_model, config.embed_dim, pretrained=config.pretrained, model_args=config.image_model_args
+        )
+        self.recipe_encoder = RecipeEncoder(
+            config.vocabulary,
+            config.embed_dim,
+            dim=config.recipe_dim,
+            layers=config.recipe_layers,
+            heads=config.recipe_heads,
+            feedforward=config.recipe_feedforward,
+            dropout=config.dropout,
+        )
+
+    def _build_clip(self) -> None:
+        config = self.config
+        image, text = clip_towers(config.clip_model, pretrained=config.clip_pretrained, load=config.pretrained)
+        adapters = {"width": config.adapter_width, "reduction": config.adapter_reduction}
+        self.image_encoder = DARImageEncoder(image, config.embed_dim, **adapters)
+        self.recipe_encoder = DARRecipeEncoder(
+            text,
+            config.embed_dim,
+            **adapters,
+            layers=config.recipe_layers,
+            heads=config.recipe_heads,
+            feedforward=config.recipe_feedforward,
+            dropout=config.dropout,
+        )
+        if config.descriptions:
+            own = adapters if config.descriptions == "adapted" else {"width": 0}
+            self.description_encoder = DescriptionEncoder(text, config.embed_dim, **own)
+        if config.segments:
+            self.segment_encoder = SegmentEncoder(image, config.embed_dim)
+
+    def _build_captions(self) -> None:
+        config = self.config
+        image, text = clip_towers(
+            config.clip_model,
+            pretrained=config.clip_pretrained,
+            load=config.pretrained,
+            frozen=bool(config.clip_pretrained),
+        )
+        self.image_encoder, self.recipe_encoder = CLIPImageEncoder(image), CaptionEncoder(text)
 
     def encode_images(self, images: Tensor, labels: Tensor | None = None) -> ImageFeatures:
         """(B, 3, H, W) uint8 -> ImageFeatures. `labels` (B, K) are read by the oracle and by nothing else."""
@@ -186,14 +239,20 @@ class RetrievalSystem(nn.Module):
         with torch.autocast("cpu", enabled=False):
             return self.recipe_encoder(recipes)
 
-    def self_supervised_loss(self, features: RecipeFeatures, margin: float) -> Tensor:
-        """Mean over the ordered pairs of components of the triplet loss between one and the projection of the other."""
+    def encode_descriptions(self, tokens: Tensor) -> Tensor:
+        """(B, L) int64 ids of CLIP -> (B, D)."""
+        with torch.autocast("cpu", enabled=False):
+            return self.description_encoder(tokens)
+
+    def encode_segments(self, features: Tensor, mask: Tensor) -> Tensor:
+        """(B, n, E) features of segments, mask (B, n) -> (B, D)."""
+        return self.segment_encoder(features.float(), mask)
+
+    def self_supervised_loss(self, features: RecipeFeatures, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """Mean over the ordered pairs of components of the loss between one and the projection of the other."""
         part = dict(zip(COMPONENTS, features.components, strict=True))
         losses = [
-            triplet_loss(part[a], self.projections[f"{a}_{b}"](part[b]), margin)
-            for a in COMPONENTS
-            for b in COMPONENTS
-            if a != b
+            loss(part[a], self.projections[f"{a}_{b}"](part[b])) for a in COMPONENTS for b in COMPONENTS if a != b
         ]
         return torch.stack(losses).mean()
 
@@ -212,3 +271,37 @@ def attach(
     fresh = {k: v for k, v in system.state_dict().items() if k.startswith(("classifier.", "adjustment.", "prior"))}
     system.load_state_dict(baseline.state_dict() | fresh)
     return system
+
+
+def bare_towers(system: RetrievalSystem) -> RetrievalSystem:
+    """The CLIP towers of a system, without what the study put on them: its zero-shot score, and how towers are trained.
+
+    The new system has its own copy; `set_towers` puts one back.
+    """
+    bare = replace(
+        system.config, encoders="captions", pretrained=False, descriptions="", segments=False, debiasing=Debiasing()
+    )
+    towers = RetrievalSystem(bare)
+    set_towers(towers, system)
+    return towers
+
+
+def set_towers(system: RetrievalSystem, source: RetrievalSystem) -> None:
+    """Give a system the weights of another one's CLIP towers."""
+    for side in ("image_encoder", "recipe_encoder"):
+        getattr(system, side).tower.load_state_dict(getattr(source, side).tower.state_dict())
+
+
+def parameter_table(model: nn.Module, depth: int = 2) -> pd.DataFrame:
+    """Trainable and frozen parameters of each part, one shared by several counted once; the last row is the sum.
+
+    Args:
+        depth: parts are the first `depth` names of a parameter's path.
+    """
+    counts = {True: Counter(), False: Counter()}
+    for name, parameter in model.named_parameters():
+        counts[parameter.requires_grad][".".join(name.split(".")[:depth])] += parameter.numel()
+    parts = dict.fromkeys(".".join(name.split(".")[:depth]) for name, _ in model.named_parameters())
+    table = pd.DataFrame({"trainable": counts[True], "frozen": counts[False]}, index=list(parts)).fillna(0).astype(int)
+    table.loc["total"] = table.sum()
+    return table

@@ -55,11 +55,12 @@ class Parameter:
         for item in value if isinstance(value, list) else [value]:
             if not _allowed(item, self.constraint):
                 return f"{item!r} is not in {self.constraint}"
-        if self.name == "study":
-            try:
-                study_dir(value)
-            except ValueError as error:
-                return str(error)
+        if self.name in ("study", "distances_from", "compare_with"):
+            for study in value if isinstance(value, list) else [value] * bool(value or self.name == "study"):
+                try:
+                    study_dir(study)
+                except ValueError as error:
+                    return str(error)
         return ""
 
 
@@ -190,6 +191,30 @@ TOGETHER = [
         for size in ("batch_size", "debias_batch_size")
     ),
     (("max_sentences", "max_tokens"), lambda *most: max(most) <= 50, "at most 50 positions are learnt"),
+    (
+        ("encoders", "text_tokens"),
+        lambda encoders, tokens: (encoders == "ht") == (tokens == "words"),
+        "CLIP's towers read text_tokens clip, the others words",
+    ),
+    (
+        ("encoders", "descriptions", "segments"),
+        lambda encoders, descriptions, segments: encoders == "clip" or not (descriptions or segments),
+        "descriptions and segments are read by encoders clip alone (distances_from brings them to other systems)",
+    ),
+    (
+        ("encoders", "pretrained", "clip_pretrained"),
+        lambda encoders, pretrained, weights: encoders == "ht" or pretrained == bool(weights),
+        "CLIP's towers have weights where both pretrained and clip_pretrained say so",
+    ),
+    (("text_tokens", "max_tokens"), lambda kind, most: kind == "words" or most >= 3, "two tokens are CLIP's own marks"),
+    *(
+        (
+            (f"{name}_backend", f"{name}_model"),
+            lambda backend, model: backend in ("cues", "superpixels") or model,
+            f"{name}_model must name the model",
+        )
+        for name in ("description", "segment")
+    ),
 ]
 
 
@@ -199,7 +224,8 @@ def load(
     """Every declared parameter's value: its default, then the files (later wins), then the command line's.
 
     An empty file leaves all defaults. A float may be written 1e-4, which YAML itself reads as text, and an int is
-    taken for a float; nothing else is converted.
+    taken for a float; nothing else is converted. `{study}` in a file's `study` is the name it had before: so a method
+    that is put on a study has its own folder.
 
     Args:
         files: flat YAML files.
@@ -213,6 +239,8 @@ def load(
     places = {}
     for path in files:
         for key, node, where in _entries(path):
+            if key == "study" and isinstance(node, yaml.ScalarNode):
+                node.value = node.value.replace("{study}", str(values.get("study")))
             values[key] = _checked(where, key, node, schema)
             places[key] = where
     for key, text in overrides:

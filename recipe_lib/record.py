@@ -16,7 +16,7 @@ from pathlib import Path
 import nbformat
 from IPython.core.inputtransformer2 import TransformerManager
 
-from recipe_lib.paths import resolve
+from recipe_lib.paths import resolve, study_dir
 
 # A new version of one of these can change a stage's numbers or figures.
 PACKAGES = (
@@ -24,6 +24,7 @@ PACKAGES = (
     *("numpy", "pandas", "pyarrow", "pillow", "matplotlib", "seaborn"),
 )
 SOURCES = ("source_dir", "image_dir", "classes_file")  # parameters that name files from outside the study
+STUDIES = {"distances_from": "02_baseline_training/model.safetensors", "compare_with": "ranks.parquet"}  # of others
 _KEPT = ("manifest.json", "report.html", ".lock")  # the runner's own files, no stage's artefacts
 
 
@@ -63,8 +64,9 @@ def stage_inputs(notebook: Path, values: dict, earlier: str, package: Path) -> d
 
     Args:
         notebook: its code cells count, and every module of the package that they import, directly or not.
-        values: the parameters that it declares; files under those of SOURCES count by name, size and time. Numbers of
-            processes (`*_workers`) change no result and do not count.
+        values: the parameters that it declares; files under those of SOURCES, and what it reads of the studies that
+            those of STUDIES name, count by name, size and time. Numbers of processes (`*_workers`) change no result and
+            do not count.
         earlier: digest of the stage before, which covers all before it.
         package: folder of recipe_lib.
     """
@@ -75,6 +77,10 @@ def stage_inputs(notebook: Path, values: dict, earlier: str, package: Path) -> d
     library = {name: ast.dump(ast.parse(path.read_bytes())) for name, path in modules.items()}
     library |= {str(path.relative_to(package)): path.read_bytes().hex() for path in tables}
     sources = {name: list(_identity(resolve(values[name]))) for name in SOURCES if values.get(name)}
+    for name, file in STUDIES.items():
+        named = values.get(name) or []
+        for study in [named] if isinstance(named, str) else named:
+            sources[f"{name} {study}"] = list(_identity(study_dir(study) / file))
     return {
         "notebook": _digest(ast.dump(code)),
         "parameters": _digest({name: value for name, value in values.items() if not name.endswith("_workers")}),

@@ -13,10 +13,13 @@ import os
 import shutil
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import lightning as L
+import numpy as np
 import pandas as pd
 import torch
 from lightning.fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
@@ -31,10 +34,11 @@ from torch.utils.data import DataLoader
 from recipe_lib import distributed
 from recipe_lib.data.loading import Batch, InOrder, PairedBatches, StudyDataset, loader
 from recipe_lib.data.store import TEXT_ONLY, Store
-from recipe_lib.losses import asymmetric_loss, triplet_loss
+from recipe_lib.losses import asymmetric_loss, circle_loss, triplet_loss
 from recipe_lib.models import RetrievalSystem, SystemConfig
 from recipe_lib.paths import write_text
 from recipe_lib.retrieval import evaluate
+from recipe_lib.segment_features import segment_features
 
 
 @dataclass(frozen=True)
@@ -50,8 +54,12 @@ class TrainingConfig:
     lr_schedule: str = "step"
     lr_step_epochs: int = 30
     warmup_epochs: float = 0.0
+    loss: str = "triplet"
     margin: float = 0.3
+    gamma: float = 32.0
     self_supervised_weight: float = 1.0
+    segment_weight: float = 1.0
+    description_weight: float = 1.0
     classifier_weight: float = 0.001
     select_by: str = "i2r"
     val_candidates: int = 1000
@@ -67,6 +75,13 @@ class TrainingConfig:
         return self.devices * self.num_nodes
 
 
+def pair_loss(config: TrainingConfig) -> Callable[[Tensor, Tensor], Tensor]:
+    """The loss between two sides, (B, D) each, row for row; "pooled_circle" is that of DAR's released code."""
+    if config.loss == "triplet":
+        return partial(triplet_loss, margin=config.margin)
+    return partial(circle_loss, margin=config.margin, gamma=config.gamma, pooled=config.loss == "pooled_circle")
+
+
 def learning_rate(config: TrainingConfig, done: float) -> float:
     """Learning rate after `done` epochs, a fraction included."""
     if config.lr_schedule == "step":
@@ -80,7 +95,7 @@ class TrainingTask(L.LightningModule):
 
     def __init__(self, system: RetrievalSystem, config: TrainingConfig):
         super().__init__()
-        self.system, self.config = system, config
+        self.system, self.config, self.loss = system, config, pair_loss(config)
         self._found: list[tuple[Tensor, Tensor]] = []
 
     def _union(self, *parts: Tensor) -> tuple[Tensor, ...]:
@@ -100,14 +115,23 @@ class TrainingTask(L.LightningModule):
         image = None if batch.images is None else system.encode_images(batch.images, batch.labels)
         # Gathered after all encoding: encoders' graphs differ with the lengths of sentences, collectives must not.
         # Nothing more than the losses use: to Adam a gradient of zero is not the same as none.
-        sides = [] if image is None else [image.embedding + image.z, recipes.embedding]
-        parts = self._union(*recipes.components, *sides)
-        recipes = recipes._replace(components=parts[:3])
-        losses = {
-            "self_supervised": config.self_supervised_weight * system.self_supervised_loss(recipes, config.margin)
-        }
+        sides = {} if image is None else {"image": image.embedding + image.z, "recipe": recipes.embedding}
+        if batch.segments is not None:
+            sides["segments"] = system.encode_segments(batch.segments, batch.segment_mask)
+        if batch.descriptions is not None:
+            sides["description"] = system.encode_descriptions(batch.descriptions)
+        count = len(recipes.components)
+        parts = self._union(*recipes.components, *sides.values())
+        sides, losses = dict(zip(sides, parts[count:], strict=True)), {}
+        if count:
+            found = system.self_supervised_loss(recipes._replace(components=parts[:count]), self.loss)
+            losses["self_supervised"] = config.self_supervised_weight * found
         if image is not None:
-            losses["retrieval"] = triplet_loss(parts[3], parts[4], config.margin)
+            losses["retrieval"] = self.loss(sides["image"], sides["recipe"])
+            if "segments" in sides:
+                losses["segments"] = config.segment_weight * self.loss(sides["segments"], sides["recipe"])
+            if "description" in sides:
+                losses["descriptions"] = config.description_weight * self.loss(sides["image"], sides["description"])
             if image.logits is not None:
                 # Of this process's photos alone: the mean of equally large means is the mean.
                 found = asymmetric_loss(
@@ -152,7 +176,8 @@ class TrainingTask(L.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.config.optimizer]
-        return kind(self.parameters(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay, fused=True)
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        return kind(trained, lr=self.config.learning_rate, weight_decay=self.config.weight_decay, fused=True)
 
 
 class Recorder(Checkpoint):
@@ -195,11 +220,16 @@ class Recorder(Checkpoint):
         self.history, self.best = state["history"], state["best"]
 
 
-def train(system: RetrievalSystem, store: Store, config: TrainingConfig, folder: Path) -> pd.DataFrame:
+def train(
+    system: RetrievalSystem, store: Store, config: TrainingConfig, folder: Path, *, kept: Path | None = None
+) -> pd.DataFrame:
     """Train, or go on where a killed run of the same system, data and parameters stopped.
 
     Leaves `model.safetensors`, `system.json` (best weights by validation R@1) and `history.csv` in `folder`, and the
     best weights in `system`. With more than one device the processes of `distributed` do the same, and this waits.
+
+    Args:
+        kept: folder of what several trainings share: features of segments, by `segment_features`; default: `folder`.
 
     Returns:
         history, a row an epoch.
@@ -211,13 +241,16 @@ def train(system: RetrievalSystem, store: Store, config: TrainingConfig, folder:
     started_as = fingerprint(system, store, config)
     resume = _resumable(folder / "last.ckpt", started_as)
     write_text(folder / "started.json", json.dumps({"fingerprint": started_as}))
+    segments = None
+    if system.segment_encoder is not None:
+        segments = segment_features(system, store.split("train"), kept or folder)
     if config.world == 1:
-        return fit(system, store, config, folder, resume)
+        return fit(system, store, config, folder, resume, segments)
     job = folder / "job"
     shutil.rmtree(job, ignore_errors=True)
     job.mkdir()
     save_system(system, job)
-    paths = {"store": store.folder, "folder": folder, "resume": resume}
+    paths = {"store": store.folder, "folder": folder, "resume": resume, "segments": segments}
     task = {"training": asdict(config)} | {name: path and str(path.resolve()) for name, path in paths.items()}
     write_text(job / "job.json", json.dumps(task))
     distributed.launch(job.resolve(), config.devices, config.num_nodes)
@@ -229,18 +262,25 @@ def train(system: RetrievalSystem, store: Store, config: TrainingConfig, folder:
 def fit_job(job: Path) -> None:
     """What each of several processes does of the job that `train` wrote."""
     task = json.loads((job / "job.json").read_text())
-    resume = Path(task["resume"]) if task["resume"] else None
-    config = TrainingConfig(**task["training"])
-    fit(load_system(job).train(), Store(Path(task["store"])), config, Path(task["folder"]), resume)
+    store, folder, resume, segments = (
+        Path(task[name]) if task[name] else None for name in ("store", "folder", "resume", "segments")
+    )
+    fit(load_system(job).train(), Store(store), TrainingConfig(**task["training"]), folder, resume, segments)
 
 
 def fit(
-    system: RetrievalSystem, store: Store, config: TrainingConfig, folder: Path, resume: Path | None
+    system: RetrievalSystem,
+    store: Store,
+    config: TrainingConfig,
+    folder: Path,
+    resume: Path | None,
+    segments: Path | None = None,
 ) -> pd.DataFrame:
     """Train in this process, one of `config.world`; see `train`.
 
     Args:
         resume: checkpoint to go on from.
+        segments: file of the training photos' segment features, where the system encodes segments.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is free to differ from run to run
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -258,7 +298,13 @@ def fit(
         warnings.simplefilter("ignore", PossibleUserWarning)
         # Lightning's own use of torch: nothing that a reader of the notebook could act on.
         warnings.simplefilter("ignore", FutureWarning)
-        loaders = _loaders(store, config, trainer.global_rank, trainer.world_size)
+        # Captions have no components for text-only recipes to train.
+        text_only = bool(system.projections) and config.self_supervised_weight > 0
+        extras = {
+            "descriptions": system.description_encoder is not None,
+            "segments": None if segments is None else np.load(segments, mmap_mode="r", allow_pickle=False),
+        }
+        loaders = _loaders(store, config, trainer.global_rank, trainer.world_size, text_only, extras)
         trainer.fit(task, *loaders, ckpt_path=resume, weights_only=True)
     history = pd.DataFrame(recorder.history)
     if trainer.is_global_zero:
@@ -295,10 +341,12 @@ def make_trainer(config: TrainingConfig, folder: Path, callbacks: list[Callback]
     )
 
 
-def _loaders(store: Store, config: TrainingConfig, rank: int, world: int) -> tuple[DataLoader, DataLoader]:
+def _loaders(
+    store: Store, config: TrainingConfig, rank: int, world: int, text_only: bool, extras: dict
+) -> tuple[DataLoader, DataLoader]:
     pairs, val = store.split("train"), store.split("val")
-    text = store.split(TEXT_ONLY) if config.self_supervised_weight and TEXT_ONLY in store.card["recipes"] else None
-    train_set = StudyDataset(pairs, config.crop_size, text_only=text, augment=True, seed=config.seed)
+    text = store.split(TEXT_ONLY) if text_only and TEXT_ONLY in store.card["recipes"] else None
+    train_set = StudyDataset(pairs, config.crop_size, text_only=text, augment=True, seed=config.seed, **extras)
     share = {"rank": rank, "world": world}
     texts = len(text) if text else 0
     batches = PairedBatches(len(pairs), config.batch_size, text_only=texts, seed=config.seed, **share)

@@ -8,6 +8,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from recipe_lib.data.augment import add_descriptions, add_segments
 from recipe_lib.data.kitchen import KitchenConfig, cook
 from recipe_lib.data.prepare import StoreConfig, prepare
 from recipe_lib.data.store import Store
@@ -92,4 +93,24 @@ def tiny_config(tiny_store) -> SystemConfig:
     return SystemConfig(
         tiny_store.card["vocabulary"], len(tiny_store.classes.names), image_model="test_resnet", embed_dim=16,
         recipe_dim=16, recipe_layers=1, recipe_heads=2, recipe_feedforward=32, dropout=0.1,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def clip_store(tmp_path_factory) -> Store:
+    """The same small kitchen as CLIP reads it, with descriptions and segments."""
+    kitchen = KitchenConfig(train=96, val=24, test=30, text_only=20, seed=3)
+    folder = tmp_path_factory.mktemp("clip store") / "data"
+    prepare(cook(kitchen), folder, StoreConfig(64, 2, 20, max_sentences=15, max_tokens=20, text_tokens="clip"))
+    add_descriptions(folder, None, folder / "cache")
+    add_segments(folder, 3, 56)
+    return Store(folder)
+
+
+@pytest.fixture
+def clip_config(clip_store) -> SystemConfig:
+    return SystemConfig(
+        clip_store.card["vocabulary"], len(clip_store.classes.names), encoders="clip", clip_model="kitchen-clip-small",
+        embed_dim=16, adapter_width=8, recipe_layers=1, recipe_heads=2, recipe_feedforward=32, dropout=0.1,
+        descriptions="adapted", segments=True,
     )  # fmt: skip

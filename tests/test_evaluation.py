@@ -7,13 +7,17 @@ import pytest
 import torch
 
 from recipe_lib.causal import ingredient_dictionary
+from recipe_lib.data.images import decode_jpeg
 from recipe_lib.data.loading import recipe_batch
 from recipe_lib.evaluation import (
     COLUMNS,
+    beside,
     classifier_metrics,
     compare,
     compare_falls,
+    distances,
     encode,
+    encode_beside,
     encode_recipes,
     ingredient_lines,
     intervals,
@@ -23,7 +27,9 @@ from recipe_lib.evaluation import (
     twin_accuracy,
     write_results,
 )
-from recipe_lib.models import VARIANTS, RetrievalSystem, attach
+from recipe_lib.models import VARIANTS, RetrievalSystem, attach, bare_towers
+from recipe_lib.retrieval import cross_modal_ranks
+from recipe_lib.training import save_system
 
 KEY = {"system": "H-T", "variant": "v", "seed": 1, "split": "iid"}
 
@@ -190,3 +196,120 @@ def test_results_are_written_whole(tmp_path):
     write_results(tmp_path, pd.DataFrame(rows)[COLUMNS], ranks, {"verdict": "none"})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["metrics.json", "ranks.parquet", "results.csv"]
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "ranks.parquet"), ranks)
+
+
+# ---- products of distances ----
+
+
+@pytest.fixture
+def dar(clip_config):
+    torch.manual_seed(0)
+    return RetrievalSystem(clip_config)
+
+
+def test_descriptions_and_segments_of_a_split(dar, clip_store, tmp_path):
+    split = clip_store.split("iid")
+    found, small = (encode(dar, split, crop=56, kept=tmp_path, batch_size=size) for size in (30, 7))
+    for name in ("recipes", "descriptions", "segments"):
+        torch.testing.assert_close(getattr(found, name), getattr(small, name), rtol=1e-4, atol=1e-5)
+    tokens = torch.from_numpy(split.description_tokens(np.array([4])))
+    torch.testing.assert_close(found.descriptions[4:5], dar.encode_descriptions(tokens), rtol=1e-4, atol=1e-5)
+    jpegs = split.segments(4)
+    pixels = torch.from_numpy(np.stack([np.asarray(decode_jpeg(jpeg)) for jpeg in jpegs])).permute(0, 3, 1, 2)
+    features = dar.segment_encoder.features(pixels)[None]
+    expected = dar.encode_segments(features, torch.ones(1, len(jpegs), dtype=torch.bool))
+    torch.testing.assert_close(found.segments[4:5], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.recipes, dar.encode_recipes(recipe_batch(split, np.arange(30))).embedding)
+
+
+def test_captions_of_a_split(dar, clip_store):
+    bare, split = bare_towers(dar).eval(), clip_store.split("iid")
+    expected = bare.encode_recipes(recipe_batch(split, np.arange(30))).embedding
+    torch.testing.assert_close(encode_recipes(bare, split), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_distances_are_products_of_one_minus_cosine(dar, clip_store, tmp_path):
+    found = encode(dar, clip_store.split("iid"), crop=56, kept=tmp_path)
+    levels = distances(found.embedding, found.recipes, found)
+
+    def d(a, b):
+        a, b = (torch.nn.functional.normalize(x.double(), dim=1) for x in (a, b))
+        return 1 - a @ b.T
+
+    ir, id_ = d(found.embedding, found.recipes), d(found.embedding, found.descriptions)
+    sr = d(found.segments, found.recipes)
+    for suffix, expected in {"": ir, "+": ir * id_, "++": ir * id_ * sr}.items():
+        ranks = cross_modal_ranks(*levels.pop(suffix))
+        for rank, matrix in zip(ranks, (expected, expected.T), strict=True):
+            assert rank.tolist() == (matrix <= matrix.diagonal()[:, None]).sum(1).tolist(), suffix
+    assert not levels
+    found.descriptions = None
+    assert set(distances(found.embedding, found.recipes, found)) == {"", "+s"}
+    assert set(distances(found.embedding, found.recipes, None)) == {""}
+
+
+def test_distances_of_another_study_multiply_those_of_any_system(
+    dar, clip_store, baseline, tiny_store, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("CAUSAL_KITCHEN_OUTPUTS", str(tmp_path))
+    other = tmp_path / "dar"
+    (other / "02_baseline_training").mkdir(parents=True)
+    save_system(dar, other / "02_baseline_training")
+    (other / "01_data_preparation").mkdir()
+    (other / "01_data_preparation/data").symlink_to(clip_store.folder)
+    own = encode(baseline, tiny_store.split("iid"), crop=48)
+    theirs = encode_beside("dar", tiny_store.split("iid"), tmp_path)
+    direct = encode(dar, clip_store.split("iid"), crop=56, kept=tmp_path)
+    assert torch.equal(theirs.segments, direct.segments)
+    images, recipes = distances(own.embedding, own.recipes, theirs)["++"]
+    assert images[0] is own.embedding and torch.equal(images[1], direct.embedding) and images[2] is theirs.segments
+    assert recipes[0] is own.recipes and recipes[1] is theirs.descriptions and torch.equal(recipes[2], direct.recipes)
+    with pytest.raises(ValueError, match="val of the study dar holds other recipes"):
+        encode_beside("dar", Renamed(tiny_store.split("iid"), "val"), tmp_path)
+    plain = tmp_path / "plain"
+    (plain / "02_baseline_training").mkdir(parents=True)
+    save_system(baseline, plain / "02_baseline_training")
+    with pytest.raises(ValueError, match="reads neither"):
+        encode_beside("plain", tiny_store.split("iid"), tmp_path)
+
+
+class Renamed:
+    """A split of one name with the recipes of another."""
+
+    def __init__(self, split, name):
+        self.ids, self.name = split.ids, name
+
+
+def test_studies_beside_each_other(clip_store, tmp_path, monkeypatch):
+    monkeypatch.setenv("CAUSAL_KITCHEN_OUTPUTS", str(tmp_path))
+    split, rng = clip_store.split("iid"), np.random.default_rng(0)
+
+    def ranks(system, seed, hit):
+        frames = [
+            pd.DataFrame({
+                "system": system, "variant": variant, "seed": seed, "split": "iid", "direction": direction,
+                "query": np.arange(30), "rank": np.where(rng.random(30) < hit, 1, 9),
+            })
+            for direction in ("i2r", "r2i")
+            for variant in ("baseline", "baseline@no_z")
+        ]  # fmt: skip
+        return pd.concat(frames)
+
+    own, frames = ranks("DAR", 1, 0.5), {}
+    for study, system, seed, hit in (("one", "H-T", 1, 0.1), ("two", "H-T", 2, 0.1), ("dar2", "DAR", 2, 0.5)):
+        (tmp_path / study / "01_data_preparation").mkdir(parents=True)
+        (tmp_path / study / "01_data_preparation/data").symlink_to(clip_store.folder)
+        frames[study] = ranks(system, seed, hit)
+        frames[study].to_parquet(tmp_path / study / "ranks.parquet")
+    table = beside(own, list(frames), split).set_index(["system", "direction"])
+    assert set(table["variant"]) == {"baseline"} and (table["seeds"] == 2).all()
+    assert (table.loc["DAR", ["difference", "difference_low", "difference_high"]] == 0).all(axis=None)
+    row, base = table.loc[("H-T", "i2r")], table.loc[("DAR", "i2r")]
+    hits = [f[(f.variant == "baseline") & (f.direction == "i2r")]["rank"].eq(1).mean() for f in frames.values()]
+    assert row["recall_1"] == pytest.approx((hits[0] + hits[1]) / 2)
+    assert row["difference"] == pytest.approx(row["recall_1"] - base["recall_1"])
+    assert row["difference_low"] < row["difference"] < row["difference_high"] < 0
+    with pytest.raises(ValueError, match=r"none/ranks\.parquet is not there; run the study none first"):
+        beside(own, ["none"], split)
+    with pytest.raises(ValueError, match="iid of one holds other recipes"):
+        beside(own, ["one"], Renamed(clip_store.split("val"), "iid"))

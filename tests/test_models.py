@@ -3,10 +3,20 @@ from dataclasses import replace
 import pytest
 import torch
 
+from recipe_lib.data.clip_text import clip_ids
 from recipe_lib.data.loading import Draw, StudyDataset
 from recipe_lib.encoders.recipe import COMPONENTS
 from recipe_lib.losses import triplet_loss
-from recipe_lib.models import VARIANTS, Debiasing, RetrievalSystem, SystemConfig, attach
+from recipe_lib.models import (
+    VARIANTS,
+    Debiasing,
+    RetrievalSystem,
+    SystemConfig,
+    attach,
+    bare_towers,
+    parameter_table,
+    set_towers,
+)
 
 SMALL = {"classifier_dim": 16, "classifier_heads": 2, "classifier_feedforward": 32}
 
@@ -83,7 +93,7 @@ def test_self_supervised_loss_is_the_mean_over_ordered_pairs(baseline, batch):
         if a != b
     ]
     assert len(losses) == 6
-    torch.testing.assert_close(baseline.self_supervised_loss(features, 0.3), sum(losses) / 6)
+    torch.testing.assert_close(baseline.self_supervised_loss(features, triplet_loss), sum(losses) / 6)
 
 
 def test_config_survives_json(tiny_config):
@@ -95,3 +105,81 @@ def test_attaching_to_another_architecture_is_an_error(baseline):
     baseline.config = replace(baseline.config, recipe_dim=32)
     with pytest.raises(RuntimeError):
         attach(baseline, VARIANTS["equal_compute"])
+
+
+# ---- CLIP towers with adapters ----
+
+
+@pytest.fixture
+def dar(clip_config):
+    torch.manual_seed(0)
+    return RetrievalSystem(clip_config).eval()
+
+
+@pytest.fixture
+def clip_batch(clip_store):
+    rows = torch.arange(6).numpy()
+    features = torch.randn(96, 3, 128, generator=torch.Generator().manual_seed(0)).numpy()
+    return StudyDataset(clip_store.split("train"), 56, descriptions=True, segments=features)[Draw(rows, True, 0)]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_debiasing_module_attaches_to_clip_as_it_is(dar, clip_batch, name):
+    dictionary = torch.randn(20, dar.recipe_encoder.dim, generator=torch.Generator().manual_seed(2))
+    torch.manual_seed(1)
+    system = attach(dar, replace(VARIANTS[name], **SMALL), dictionary, torch.linspace(0.1, 0.9, 20)).eval()
+    found = system.encode_images(clip_batch.images, clip_batch.labels)
+    assert torch.equal(found.embedding, dar.encode_images(clip_batch.images).embedding)
+    assert (found.z.abs().max() > 0) == bool(VARIANTS[name].weights)
+    levels = [
+        (
+            s.encode_descriptions(clip_batch.descriptions),
+            s.encode_segments(clip_batch.segments, clip_batch.segment_mask),
+        )
+        for s in (system, dar)
+    ]
+    assert all(torch.equal(a, b) for a, b in zip(*levels, strict=True))
+
+
+def test_towers_stay_frozen_and_are_there_once(dar):
+    towers = [p for name, p in dar.named_parameters() if ".tower." in name]
+    assert towers and not any(p.requires_grad for p in towers)
+    assert dar.description_encoder.tower is dar.recipe_encoder.tower
+    assert dar.segment_encoder.tower is dar.image_encoder.tower
+    table = parameter_table(dar)
+    assert table.loc["total"].sum() == sum(p.numel() for p in dar.parameters())
+    assert table.loc["total", "frozen"] == sum(p.numel() for p in towers)
+
+
+def test_bare_towers_are_a_copy_that_trains_and_goes_back(dar, clip_batch):
+    bare = bare_towers(dar)
+    image, text = dar.image_encoder.tower, dar.recipe_encoder.tower
+    assert torch.equal(bare.encode_images(clip_batch.images).embedding, image.pool(image(clip_batch.images)))
+    assert all(p.requires_grad for p in bare.parameters()) and not bare.projections
+    features = bare.encode_recipes(clip_batch.recipes)
+    assert features.components == () and features.embedding.shape == (6, text.dim)
+    before = dar.encode_images(clip_batch.images).embedding
+    with torch.no_grad():
+        bare.image_encoder.tower.visual.proj.mul_(-1)
+    assert torch.equal(dar.encode_images(clip_batch.images).embedding, before), "a copy"
+    set_towers(dar, bare)
+    assert torch.equal(image.visual.proj, bare.image_encoder.tower.visual.proj)
+    assert not torch.equal(dar.encode_images(clip_batch.images).embedding, before)
+
+
+def test_a_caption_is_title_and_ingredient_lines(dar, clip_store, clip_batch):
+    recipe = clip_store.split("train").recipe(2)
+    lines = [line for line in recipe["ingredients"] if line.split()][:15]
+    # Each line is cut at 18 tokens of its own before they are joined.
+    parts = [clip_ids(text, 20)[1:-1] for text in (recipe["title"], *lines)]
+    joined = [id_ for part in parts for id_ in (*clip_ids(",", 3)[1:-1], *part)][1:76]
+    expected = [*clip_ids("", 2)[:1], *joined, *clip_ids("", 2)[1:]]
+    found = bare_towers(dar).recipe_encoder.captions(clip_batch.recipes)[2].tolist()
+    assert found[: len(expected)] == expected and not any(found[len(expected) :])
+
+
+def test_no_adapters_and_frozen_descriptions_train_heads_alone(clip_config):
+    frozen = RetrievalSystem(replace(clip_config, adapter_width=0))
+    assert not [name for name, p in frozen.named_parameters() if "adapters" in name]
+    mixed = RetrievalSystem(replace(clip_config, descriptions="frozen"))
+    assert mixed.description_encoder.adapters is None and mixed.image_encoder.adapters is not None

@@ -115,3 +115,30 @@ def test_a_second_execution_gives_the_same_outputs(smoke, tmp_path):
     assert done.returncode == 0, done.stdout[-6000:]
     assert Store(again / "01_data_preparation/data").split("iid").ids
     pd.testing.assert_frame_equal(pd.read_csv(again / "results.csv"), pd.read_csv(smoke / "results.csv"))
+
+
+def test_another_system_goes_through_the_same_notebooks_and_lends_its_distances(smoke):
+    """DAR by its parameter file, then H-T with DAR's description and segment distances at test time alone."""
+    few = {"crop_size": "56", "tower_epochs": "1", "epochs": "1", "debias_epochs": "1"}
+    done = run(
+        smoke.parent,
+        "params/smoke.yaml",
+        "params/methods/dar.yaml",
+        *(w for pair in few.items() for w in ("-p", *pair)),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = pd.read_csv(smoke.parent / "smoke_dar/results.csv")
+    assert set(results["system"]) == {"DAR", "DAR+", "DAR++"}
+    trained = {"baseline", "equal_compute", "debiased"}
+    assert trained | {"zero_shot", "debiased@no_z"} <= set(results[results["system"] == "DAR"]["variant"])
+    assert set(results[results["system"] == "DAR++"]["variant"]) == trained
+    assert (smoke.parent / "smoke_dar/01_data_preparation/imagined.png").is_file()
+
+    lent = ("-p", "distances_from", "smoke_dar", "-p", "compare_with", "[smoke_dar]")
+    again = run(smoke.parent, "params/smoke.yaml", *lent)
+    assert again.returncode == 0 and again.stdout.count("unchanged, skipped") == 4, again.stdout + again.stderr
+    more = pd.read_csv(smoke / "results.csv")
+    assert set(more["system"]) == {"H-T", "H-T+", "H-T++"}
+    beside = pd.read_csv(smoke / "05_evaluation/beside.csv")
+    assert set(beside["system"]) == {"H-T", "H-T+", "H-T++", "DAR", "DAR+", "DAR++"}
+    assert run(smoke.parent, "params/smoke.yaml", *lent).stdout.count("unchanged, skipped") == 5

@@ -258,6 +258,15 @@ def test_the_shared_empty_file(schema):
         ("val_share: 0.6\ntest_share: 0.5", "shares"),
         ("source: cookbook", "source_dir"),
         ("variants: [oracle]", "variants must hold"),
+        ("encoders: clip", "text_tokens clip"),
+        ("text_tokens: clip", "the others words"),
+        ("segments: 4", "read by encoders clip alone"),
+        ("descriptions: true", "read by encoders clip alone"),
+        ("encoders: clip\ntext_tokens: clip\npretrained: true", "have weights where both"),
+        ("encoders: clip\ntext_tokens: clip\nclip_pretrained: openai", "have weights where both"),
+        ("max_tokens: 2\ntext_tokens: clip\nencoders: clip", "CLIP's own marks"),
+        ("description_backend: llm", "description_model must name the model"),
+        ("segment_backend: sam", "segment_model must name the model"),
     ],
 )
 def test_impossible_combinations_stop_before_the_start(tmp_path, lines, word):
@@ -266,3 +275,12 @@ def test_impossible_combinations_stop_before_the_start(tmp_path, lines, word):
     with pytest.raises(ParamsError, match=word) as error:
         load([path], [], declared(NOTEBOOKS))
     assert f"{path}:1" in str(error.value)
+
+
+def test_a_method_has_a_folder_beside_the_study_it_is_put_on():
+    schema = declared(NOTEBOOKS)
+    methods = sorted((ROOT / "params/methods").glob("*.yaml"))
+    for data in ("kitchen", "smoke", "recipe1m"):
+        for method in methods:
+            values = load([ROOT / f"params/{data}.yaml", method], [], schema)
+            assert values["study"] == f"{data}_{method.stem}"

@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pandas as pd
 import pytest
@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from recipe_lib.evaluation import encode
-from recipe_lib.models import RetrievalSystem
+from recipe_lib.models import RetrievalSystem, bare_towers
 from recipe_lib.retrieval import evaluate
 from recipe_lib.training import TrainingConfig, learning_rate, load_system, train
 
@@ -127,3 +127,50 @@ def test_learning_rate_schedules():
 def test_nothing_trained_is_one_line(tmp_path):
     with pytest.raises(FileNotFoundError, match="no trained system here"):
         load_system(tmp_path)
+
+
+# ---- CLIP towers, descriptions, segments ----
+
+CLIP = replace(CONFIG, crop_size=56, loss="circle", margin=0.25, precision="32-true")
+
+
+def test_every_level_learns_and_no_tower_moves(clip_store, clip_config, tmp_path):
+    system = fresh(clip_config)
+    before = {k: v.clone() for k, v in system.state_dict().items()}
+    history = train(system, clip_store, replace(CLIP, epochs=4), tmp_path / "a", kept=tmp_path)
+    for level in ("retrieval", "segments", "descriptions", "self_supervised"):
+        assert history[level].iloc[-1] < history[level].iloc[0], level
+    after = load_system(tmp_path / "a").state_dict()
+    moved = {k for k, v in before.items() if not torch.equal(v, after[k])}
+    assert moved and not [name for name in moved if ".tower." in name]
+    for part in ("image_encoder.adapters", "recipe_encoder.adapters", "description_encoder.", "segment_encoder."):
+        assert [name for name in moved if name.startswith(part)], part
+    assert len(list(tmp_path.glob("segments-train-*.npy"))) == 1
+
+
+def test_weights_of_the_levels_take_them_out(clip_store, clip_config, tmp_path):
+    off = replace(CLIP, epochs=1, segment_weight=0.0, description_weight=0.0, self_supervised_weight=0.0)
+    history = train(fresh(clip_config), clip_store, off, tmp_path)
+    assert history[["segments", "descriptions", "self_supervised"]].to_numpy().sum() == 0 < history["retrieval"][0]
+
+
+def test_towers_learn_to_pair_photos_with_captions(clip_store, clip_config, tmp_path):
+    torch.manual_seed(0)
+    towers = bare_towers(RetrievalSystem(clip_config))
+    history = train(towers, clip_store, replace(CLIP, epochs=4), tmp_path)
+    assert history["retrieval"].iloc[-1] < 0.9 * history["retrieval"].iloc[0]
+    assert "self_supervised" not in history, "a caption has no parts, so text-only recipes train nothing"
+
+
+def test_a_killed_training_of_clip_goes_on(clip_store, clip_config, tmp_path):
+    whole = train(fresh(clip_config), clip_store, CLIP, tmp_path / "whole")
+    script = [sys.executable, "-c", SCRIPT, str(clip_store.folder), json.dumps(clip_config.to_dict())]
+    command = [*script, json.dumps(asdict(CLIP)), str(tmp_path / "killed")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("epoch   2"):
+            process.kill()
+    process.wait()
+    assert not (tmp_path / "killed/model.safetensors").is_file()
+    again = train(fresh(clip_config), clip_store, CLIP, tmp_path / "killed")
+    pd.testing.assert_frame_equal(again.drop(columns="seconds"), whole.drop(columns="seconds"))

@@ -85,11 +85,11 @@ def ingredient_name(line: str) -> str | None:
 def _canonical(words: list[str]) -> str:
     if not _CITRUS.isdisjoint(words):
         words = [word for word in words if word not in _CITRUS_PARTS]
-    name = " ".join([*words[:-1], _singular(words[-1])])
+    name = " ".join([*words[:-1], singular(words[-1])])
     return _MERGED.get(name, name)
 
 
-def _singular(word: str) -> str:
+def singular(word: str) -> str:
     if word in _SINGULAR:
         return _SINGULAR[word] or word
     if len(word) < 4 or not word.endswith("s") or word.endswith(("ss", "us", "is", "'s")):

@@ -36,15 +36,23 @@ class RecipeBatch:
 
 @dataclass
 class Batch:
-    """One step. `images` (B, 3, H, W) uint8 and `labels` (B, K) float are None for text-only recipes."""
+    """One step; of text-only recipes there are no more than `recipes` and `rows`.
+
+    Shape:
+        images (B, 3, H, W) uint8; labels (B, K) float; descriptions (B, L) int64 ids of CLIP; segments (B, n, E)
+        features, their mask (B, n) bool. The last three are None for systems that do not read them.
+    """
 
     recipes: RecipeBatch
     rows: Tensor
     images: Tensor | None = None
     labels: Tensor | None = None
+    descriptions: Tensor | None = None
+    segments: Tensor | None = None
+    segment_mask: Tensor | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        move = [self.recipes, self.rows, self.images, self.labels]
+        move = (getattr(self, f.name) for f in fields(self))
         return Batch(*(None if x is None else x.to(device, non_blocking=non_blocking) for x in move))
 
 
@@ -95,12 +103,23 @@ class StudyDataset(Dataset):
         crop: side of the square that the network sees, pixels; at most the stored size.
         augment: random crop, flip and choice among a recipe's photos; else centre crop of the first photo.
         seed: the same seed, epoch and rows give the same batch in any worker.
+        descriptions: batches hold the imagined descriptions.
+        segments: (photos of the split, n, E) features of each photo's segments; batches hold those of its photos.
     """
 
     def __init__(
-        self, split: Split, crop: int, *, text_only: Split | None = None, augment: bool = False, seed: int = 0
+        self,
+        split: Split,
+        crop: int,
+        *,
+        text_only: Split | None = None,
+        augment: bool = False,
+        seed: int = 0,
+        descriptions: bool = False,
+        segments: np.ndarray | None = None,
     ):
         self.split, self.text_only, self.crop, self.augment, self.seed = split, text_only, crop, augment, seed
+        self.descriptions, self.segments = descriptions, segments
 
     def __len__(self) -> int:
         return len(self.split)
@@ -111,14 +130,21 @@ class StudyDataset(Dataset):
             return Batch(recipe_batch(self.text_only, draw.rows), rows)
         rng = np.random.default_rng([self.seed, draw.epoch, int(draw.rows[0])])
         images = np.empty((len(draw.rows), self.crop, self.crop, 3), np.uint8)
-        for pixels, row in zip(images, draw.rows, strict=True):
-            pixels[:] = self._image(row, rng)
+        photos = np.empty(len(draw.rows), np.int64)
+        for i, row in enumerate(draw.rows):
+            which = int(rng.integers(self.split.photo_count(row))) if self.augment else 0
+            images[i], photos[i] = self._image(row, which, rng), self.split.photo_start[row] + which
         labels = torch.from_numpy(self.split.label_matrix(draw.rows)).float()
-        images = torch.from_numpy(images).permute(0, 3, 1, 2)
-        return Batch(recipe_batch(self.split, draw.rows), rows, images, labels)
+        batch = Batch(recipe_batch(self.split, draw.rows), rows, torch.from_numpy(images).permute(0, 3, 1, 2), labels)
+        if self.descriptions:
+            batch.descriptions = torch.from_numpy(self.split.description_tokens(draw.rows))
+        if self.segments is not None:
+            batch.segments = torch.from_numpy(self.segments[photos])
+            there = self.split.segment_counts[photos][:, None]
+            batch.segment_mask = torch.from_numpy(np.arange(self.segments.shape[1]) < there)
+        return batch
 
-    def _image(self, row: int, rng: np.random.Generator) -> np.ndarray:
-        which = int(rng.integers(self.split.photo_count(row))) if self.augment else 0
+    def _image(self, row: int, which: int, rng: np.random.Generator) -> np.ndarray:
         image = decode_jpeg(self.split.photo(row, which))
         spare = np.array(image.size[::-1]) - self.crop
         if spare.min() < 0:

@@ -15,7 +15,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -23,16 +23,17 @@ import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 from tqdm.auto import tqdm
 
+from recipe_lib.data.clip_text import VOCABULARY, clip_ids
 from recipe_lib.data.images import ImageError, read_image, to_jpeg
 from recipe_lib.data.ingredients import IngredientClasses, ingredient_name, mentions
 from recipe_lib.data.parallel import Workers
 from recipe_lib.data.recipe import DataError, Recipe
+from recipe_lib.data.shards import digest, finished, nested, parquet, remove, save
 from recipe_lib.data.store import TEXT_ONLY
 from recipe_lib.data.text import SentenceEncoder, word_tokenizer
 from recipe_lib.paths import write_text
 
 SHARD = 2048  # recipes of the source a shard; they may go to several splits
-ROW_GROUP = 128  # recipes whose text is read together when one is asked for
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class StoreConfig:
         min_word_count: a word enters the vocabulary when the paired training recipes hold it this often.
         ingredient_classes: K, the most frequent ingredients of the paired training recipes.
         max_sentences: ingredient lines, and instruction steps, kept of each recipe.
-        max_tokens: words kept of each sentence.
+        max_tokens: token ids kept of each sentence.
+        text_tokens: "words", or "clip": the byte pairs of CLIP's text towers, start and end among them.
     """
 
     image_size: int = 256
@@ -52,6 +54,7 @@ class StoreConfig:
     ingredient_classes: int = 500
     max_sentences: int = 20
     max_tokens: int = 15
+    text_tokens: str = "words"
 
 
 def prepare(
@@ -105,7 +108,7 @@ def _write_store(
     shown = tqdm(recipes, desc="recipes", unit="", mininterval=5, maxinterval=30, disable=None)
     jobs = ((folder, number, shard, config.image_size) for number, shard in enumerate(_shards(shown)))
     records = list(pool.map(_write_recipes, jobs))
-    _remove(folder, lambda number: number >= len(records))  # of a longer source
+    remove(folder, lambda number: number >= len(records))  # of a longer source
     counts, without_photo = (sum((Counter(r[key]) for r in records), Counter()) for key in ("recipes", "without_photo"))
     if not counts["train"]:
         raise DataError("no training recipe has a photo that can be read; nothing to learn retrieval from")
@@ -137,13 +140,13 @@ def _write_store(
     return {
         "recipes": dict(sorted(counts.items())),
         "without_photo": dict(sorted(without_photo.items())),  # of validation and test: no candidates, not stored
-        "vocabulary": tokenizer.get_vocab_size(),
+        "vocabulary": VOCABULARY if config.text_tokens == "clip" else tokenizer.get_vocab_size(),
         "ingredient_classes": dict(zip(classes.names, classes.counts, strict=True)),
         "examples": examples,
         "left_out": len(skipped),
         "skipped": skipped[:100],  # all: left_out.txt
         "config": asdict(config),
-        "sha256": _digest(*(f"{name} {sha}" for r in (*records, *tokens) for name, sha in sorted(r["files"].items()))),
+        "sha256": digest(*(f"{name} {sha}" for r in (*records, *tokens) for name, sha in sorted(r["files"].items()))),
     }
 
 
@@ -167,10 +170,10 @@ def _shards(recipes: Iterable[Recipe]) -> Iterator[list[Recipe]]:
 
 def _write_recipes(folder: Path, number: int, recipes: list[Recipe], image_size: int) -> dict:
     """Text and photos of a shard, a pair of files for each of its splits. Returns the shard's record."""
-    path, made_from = folder / "shards" / f"{number:05d}.json", _digest(str(image_size), *map(_state, recipes))
-    if record := _finished(path, made_from, folder):
+    path, made_from = folder / "shards" / f"{number:05d}.json", digest(str(image_size), *map(_state, recipes))
+    if record := finished(path, made_from, folder):
         return record
-    _remove(folder, lambda other: other == number)
+    remove(folder, lambda other: other == number)
     rows: dict[str, list[dict]] = {}
     photos: dict[str, list[bytes]] = {}
     record = {"made_from": made_from, "recipes": {}, "without_photo": {}, "skipped": [], "files": {}}
@@ -205,9 +208,9 @@ def _write_recipes(folder: Path, number: int, recipes: list[Recipe], image_size:
         table = pa.table({name: [row[name] for row in found] for name in found[0]}, schema=schema)
         record["recipes"][split] = len(found)
         name = f"{split}/{number:05d}"
-        record["files"][f"{name}.recipes.parquet"] = _save(folder / f"{name}.recipes.parquet", _parquet(table))
+        record["files"][f"{name}.recipes.parquet"] = save(folder / f"{name}.recipes.parquet", parquet(table))
         if photos[split]:
-            record["files"][f"{name}.jpegs"] = _save(folder / f"{name}.jpegs", b"".join(photos[split]))
+            record["files"][f"{name}.jpegs"] = save(folder / f"{name}.jpegs", b"".join(photos[split]))
     write_text(path, json.dumps(record))
     return record
 
@@ -245,11 +248,13 @@ def _count(folder: Path, number: int, classes: IngredientClasses | None) -> tupl
 def _write_tokens(folder: Path, number: int, tokenizer: str, classes: IngredientClasses, config: StoreConfig) -> dict:
     """Token ids and labels beside the recipes. Sentence 0 is the title, then come ingredient lines, then steps."""
     path, recipes = (folder / "shards" / f"{number:05d}{end}.json" for end in (".tokens", ""))
-    limits = f"{config.max_sentences} {config.max_tokens}"
-    made_from = _digest(recipes.read_text("utf-8"), tokenizer, limits, *classes.names, json.dumps(classes.aliases))
-    if record := _finished(path, made_from, folder):
+    limits = f"{config.max_sentences} {config.max_tokens} {config.text_tokens}"
+    made_from = digest(recipes.read_text("utf-8"), tokenizer, limits, *classes.names, json.dumps(classes.aliases))
+    if record := finished(path, made_from, folder):
         return record
     encode = _encoder(tokenizer, config.max_tokens)
+    if config.text_tokens == "clip":
+        encode = partial(clip_ids, length=config.max_tokens)
     record = {"made_from": made_from, "files": {}}
     for split in json.loads(recipes.read_text("utf-8"))["recipes"]:
         words: list[int] = []
@@ -272,13 +277,13 @@ def _write_tokens(folder: Path, number: int, tokenizer: str, classes: Ingredient
                 positions.append(kept.index(i) if i in kept else -1)
             label_start.append(len(labels))
         columns = {
-            "sentences": _nested(recipe_start, _nested(sentence_start, pa.array(words, pa.int32()))),
+            "sentences": nested(recipe_start, nested(sentence_start, pa.array(words, pa.int32()))),
             "ingredient_lines": pa.array(lines, pa.int32()),
-            "labels": _nested(label_start, pa.array(labels, pa.int32())),
-            "positions": _nested(label_start, pa.array(positions, pa.int32())),
+            "labels": nested(label_start, pa.array(labels, pa.int32())),
+            "positions": nested(label_start, pa.array(positions, pa.int32())),
         }
         name = f"{split}/{number:05d}.tokens.parquet"
-        record["files"][name] = _save(folder / name, _parquet(pa.table(columns)))
+        record["files"][name] = save(folder / name, parquet(pa.table(columns)))
     write_text(path, json.dumps(record))
     return record
 
@@ -286,28 +291,6 @@ def _write_tokens(folder: Path, number: int, tokenizer: str, classes: Ingredient
 @lru_cache(1)
 def _encoder(tokenizer: str, max_tokens: int) -> SentenceEncoder:
     return SentenceEncoder(Tokenizer.from_str(tokenizer), max_tokens)
-
-
-def _nested(starts: list[int], values: pa.Array) -> pa.ListArray:
-    return pa.ListArray.from_arrays(pa.array(starts, pa.int32()), values)
-
-
-# ---- files ----
-
-
-def _finished(path: Path, made_from: str, folder: Path) -> dict | None:
-    """The record of a shard that is there and made from the same."""
-    if not path.is_file():
-        return None
-    record = json.loads(path.read_text("utf-8"))
-    return record if record["made_from"] == made_from and all((folder / f).is_file() for f in record["files"]) else None
-
-
-def _remove(folder: Path, wanted) -> None:
-    # Records first: they vouch for the other files.
-    for path in sorted(folder.glob("*/*.*"), key=lambda path: path.parent.name != "shards"):
-        if path.name[:5].isdigit() and wanted(int(path.name[:5])):
-            path.unlink()
 
 
 def _state(recipe: Recipe) -> str:
@@ -321,26 +304,3 @@ def _state(recipe: Recipe) -> str:
             images.append(f"{image.shape} {hashlib.sha256(image.tobytes()).hexdigest()}")
     fields = [recipe.id, recipe.title, recipe.ingredients, recipe.instructions, recipe.split, recipe.names]
     return json.dumps([*fields, recipe.truth, images])
-
-
-def _digest(*parts: str) -> str:
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-def _parquet(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, row_group_size=ROW_GROUP, compression="zstd")
-    return sink.getvalue()
-
-
-def _save(path: Path, data: bytes) -> str:
-    """Write a file whole or not at all; its SHA-256."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(exist_ok=True)
-        partial.write_bytes(data)
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise DataError(f"{path}: cannot be written ({error.strerror}); what is finished is kept") from None
-    return hashlib.sha256(data).hexdigest()

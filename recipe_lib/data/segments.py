@@ -141,6 +141,11 @@ class SamSegmenter:
                 model_kwargs={"use_safetensors": True},
             )
         self._options = {"points_per_crop": points, "points_per_batch": batch_size, **options}
+        self._name = f"{model} {points} {sorted(options.items())}"
+
+    def __str__(self) -> str:
+        """What decides its masks."""
+        return self._name
 
     def __call__(
         self,

@@ -6,14 +6,17 @@
     <folder>/<split>/00000.tokens.parquet    token ids and labels, row for row
     <folder>/shards/                         what each shard was made from
 
-`prepare` writes it. Nothing is tokenised or resized again in training. Token ids of a split live in memory as flat
-arrays (Recipe1M: about 250 MB); a photo is one read of a file at a known place.
+`prepare` writes it; `augment` adds descriptions and segments where a system wants them. Nothing is tokenised or resized
+again in training. Token ids of a split live in memory as flat arrays (Recipe1M: about 250 MB); a photo is one read of a
+file at a known place.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -49,16 +52,18 @@ class Store:
     def split(self, name: str) -> Split:
         if name not in self.card["recipes"]:
             raise DataError(f"{self.folder}: no split {name!r}; it has {', '.join(self.card['recipes'])}")
-        return Split(self.folder / name, len(self.classes.names))
+        extras = {kind: self.card[kind] for kind in ("descriptions", "segments") if kind in self.card}
+        return Split(self.folder / name, len(self.classes.names), extras)
 
 
 class Split:
     """The recipes of one split, by row number."""
 
-    def __init__(self, folder: Path, num_classes: int):
+    def __init__(self, folder: Path, num_classes: int, extras: Mapping[str, dict]):
         self.name = folder.name
         self.num_classes = num_classes
-        self._shards = sorted(folder.glob("*.recipes.parquet"))
+        self.extras = extras  # what the card says of "descriptions" and "segments", where there are any
+        self._folder, self._shards = folder, sorted(folder.glob("*.recipes.parquet"))
         shards = [pq.read_table(path) for path in sorted(folder.glob("*.tokens.parquet"))]
         self._first_row = np.cumsum([0, *(len(shard) for shard in shards[:-1])])
         tokens = pa.concat_tables(shards).combine_chunks()
@@ -103,17 +108,42 @@ class Split:
 
     def photo_count(self, row: int) -> int:
         """Photos of a recipe."""
-        return int(self._photo_start[row + 1] - self._photo_start[row])
+        return int(self.photo_start[row + 1] - self.photo_start[row])
 
     def photo(self, row: int, which: int = 0) -> bytes:
         """JPEG bytes of one of the recipe's photos."""
-        shard, _ = self._place(row)
-        photo = self._photo_start[row] + which
-        start, end = self._photo_bounds[photo : photo + 2]
-        begin = self._photo_bounds[self._photo_start[self._first_row[shard]]]
-        # Opened each time: a few microseconds, and no number of shards runs out of file handles.
-        with open(self._shards[shard].with_name(f"{self._shards[shard].name[:5]}.jpegs"), "rb", buffering=0) as file:
-            return os.pread(file.fileno(), end - start, start - begin)
+        return self._read("jpegs", row, self._photo_bounds, int(self.photo_start[row]) + which, 1)[0]
+
+    @cached_property
+    def photo_start(self) -> np.ndarray:
+        """(recipes + 1,) photos before each recipe."""
+        return self._photo_sizes.offsets.to_numpy()
+
+    @property
+    def descriptions(self) -> list[str]:
+        """What each dish looks like, as imagined from the recipe."""
+        return self._column("text", "descriptions")
+
+    def description_tokens(self, rows: np.ndarray) -> np.ndarray:
+        """(rows, L) int64 ids of CLIP, padded with 0."""
+        values, start = self._description_ids
+        length = np.diff(start)[rows]
+        column = np.arange(length.max())
+        inside = column < length[:, None]
+        out = np.zeros(inside.shape, np.int64)
+        out[inside] = values[(start[rows][:, None] + column)[inside]]
+        return out
+
+    def segments(self, row: int, which: int = 0) -> list[bytes]:
+        """JPEG bytes of the segments of one of the recipe's photos, best first; there may be none."""
+        start, bounds = self._segment_start, self._segment_bounds
+        photo = int(self.photo_start[row]) + which
+        return self._read("segments.jpegs", row, bounds, int(start[photo]), int(start[photo + 1] - start[photo]))
+
+    @cached_property
+    def segment_counts(self) -> np.ndarray:
+        """(photos,) segments of each photo."""
+        return np.diff(self._segment_start)
 
     def label_matrix(self, rows: np.ndarray | None = None) -> np.ndarray:
         """(rows, K) bool: which ingredient classes each recipe holds."""
@@ -123,31 +153,62 @@ class Split:
             matrix[i, self.labels[self.label_start[row] : self.label_start[row + 1]]] = True
         return matrix
 
-    def _column(self, name: str) -> list:
-        return [value for path in self._shards for value in pq.read_table(path, columns=[name])[name].to_pylist()]
+    def _column(self, name: str, kind: str = "recipes") -> list:
+        return self._table(name, kind).to_pylist()
+
+    def _table(self, name: str, kind: str) -> pa.ChunkedArray:
+        """A column of one kind of the shards' Parquet files."""
+        if kind != "recipes" and kind not in self.extras:
+            raise DataError(
+                f"{self._folder}: no {kind} here; prepare the data with them (notebook 01_data_preparation)"
+            )
+        paths = [path.with_name(f"{path.name[:5]}.{kind}.parquet") for path in self._shards]
+        return pa.chunked_array([chunk for path in paths for chunk in pq.read_table(path, columns=[name])[name].chunks])
 
     def _place(self, row: int) -> tuple[int, int]:
         """Shard of a row, and its row in there."""
         shard = int(np.searchsorted(self._first_row, row, "right")) - 1
         return shard, row - int(self._first_row[shard])
 
-    @cached_property
-    def _photo_sizes(self) -> pa.ListArray:
-        return _list(
-            pa.chunked_array(
-                [c for p in self._shards for c in pq.read_table(p, columns=["photo_bytes"])["photo_bytes"].chunks]
-            )
-        )
+    def _read(self, kind: str, row: int, bounds: np.ndarray, first: int, count: int) -> list[bytes]:
+        """Some pictures that lie together in the shard of a row; bounds (pictures + 1,): bytes before each."""
+        shard, _ = self._place(row)
+        photo = self.photo_start[self._first_row[shard]]
+        begin = bounds[photo if kind == "jpegs" else self._segment_start[photo]]
+        ends = bounds[first : first + count + 1]
+        # Opened each time: a few microseconds, and no number of shards runs out of file handles.
+        with open(self._shards[shard].with_name(f"{self._shards[shard].name[:5]}.{kind}"), "rb", buffering=0) as file:
+            data = os.pread(file.fileno(), int(ends[-1] - ends[0]), int(ends[0] - begin))
+        return [data[a:b] for a, b in itertools.pairwise((ends - ends[0]).tolist())]
 
     @cached_property
-    def _photo_start(self) -> np.ndarray:
-        """(recipes + 1,) photos before each recipe."""
-        return self._photo_sizes.offsets.to_numpy()
+    def _photo_sizes(self) -> pa.ListArray:
+        return _list(self._table("photo_bytes", "recipes"))
 
     @cached_property
     def _photo_bounds(self) -> np.ndarray:
         """(photos + 1,) bytes of photos before each photo, over all shards."""
         return np.concatenate([[0], np.cumsum(self._photo_sizes.values.to_numpy())])
+
+    @cached_property
+    def _description_ids(self) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids one after the other; (recipes + 1,) where each description begins."""
+        tokens = _list(self._table("tokens", "descriptions"))
+        return tokens.values.to_numpy(), tokens.offsets.to_numpy()
+
+    @cached_property
+    def _segment_sizes(self) -> pa.ListArray:
+        return _list(self._table("segment_bytes", "segments"))
+
+    @cached_property
+    def _segment_start(self) -> np.ndarray:
+        """(photos + 1,) segments before each photo."""
+        return self._segment_sizes.offsets.to_numpy()
+
+    @cached_property
+    def _segment_bounds(self) -> np.ndarray:
+        """(segments + 1,) bytes of segments before each segment, over all shards."""
+        return np.concatenate([[0], np.cumsum(self._segment_sizes.values.to_numpy())])
 
 
 def _list(column: pa.ChunkedArray) -> pa.ListArray:

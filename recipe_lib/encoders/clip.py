@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from functools import cache, lru_cache
 from pathlib import Path
 
 import open_clip
 import torch
 import torch.nn.functional as F
-from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transform import PreprocessCfg
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -187,7 +184,9 @@ class TextTower(Tower):
         )
 
 
-def clip_towers(model: str, *, pretrained: str = "", frozen: bool = True) -> tuple[ImageTower, TextTower]:
+def clip_towers(
+    model: str, *, pretrained: str = "", frozen: bool = True, load: bool = True
+) -> tuple[ImageTower, TextTower]:
     """Both towers of a CLIP model.
 
     Args:
@@ -195,6 +194,7 @@ def clip_towers(model: str, *, pretrained: str = "", frozen: bool = True) -> tup
         pretrained: tag of published weights ("openai", "laion2b_s34b_b88k", ...), a checkpoint file (as `save_clip` or
             open_clip writes it), or "" for random weights. A tag brings its activation and its preprocessing along.
         frozen: see `Tower`.
+        load: False builds what those weights fit, for weights that come from elsewhere.
 
     Raises:
         ValueError: no such model or weights, or a kind of model that has no such towers.
@@ -204,17 +204,25 @@ def clip_towers(model: str, *, pretrained: str = "", frozen: bool = True) -> tup
     published = open_clip.get_pretrained_cfg(model, pretrained) if pretrained else {}
     if published:
         config["quick_gelu"] = published.get("quick_gelu", False)  # open_clip only warns where they differ
-    elif pretrained and not Path(pretrained).is_file():
+    elif pretrained and load and not Path(pretrained).is_file():
         tags = open_clip.list_pretrained_tags_by_model(model)
         raise ValueError(
             f"clip_pretrained {pretrained!r}: neither a file nor weights of {model} ({', '.join(tags) or '-'})"
         )
     clip = open_clip.CLIP(**config)
-    if pretrained:
+    if pretrained and load:
         open_clip.load_checkpoint(clip, _fetch(model, pretrained, published) if published else pretrained)
     standard = PreprocessCfg()
     preprocess = {"mean": standard.mean, "std": standard.std, "interpolation": standard.interpolation} | published
     return ImageTower(clip.visual, preprocess, frozen), TextTower(clip, frozen)
+
+
+def clip_image_size(model: str) -> int:
+    """Side of the square that a model's image tower reads, pixels; ValueError as `clip_towers`."""
+    size = _config(model)["vision_cfg"]["image_size"]
+    if not isinstance(size, int):
+        raise ValueError(f"clip_model {model!r} reads photos of {size}; choose one that reads squares")
+    return size
 
 
 def save_clip(path: Path | str, image: ImageTower, text: TextTower) -> None:
@@ -257,37 +265,3 @@ def _fetch(model: str, pretrained: str, published: dict) -> str:
             f"clip_pretrained {pretrained}: the weights of {model} cannot be fetched "
             f"({str(error).splitlines()[0][:120]}); connect once so that they are cached, or give a checkpoint file"
         ) from error
-
-
-@cache
-def _tokenizer() -> SimpleTokenizer:
-    return SimpleTokenizer()
-
-
-@lru_cache(1 << 18)
-def _piece(text: str) -> tuple[int, ...]:
-    return tuple(_tokenizer().encode(text))
-
-
-def clip_ids(text: str, length: int) -> list[int]:
-    """Start, text, end: 2 to `length` ids. A longer text is cut, its end token kept.
-
-    The ids of open_clip's tokenizer at a fraction of its time: pieces between white space repeat, their ids are kept.
-    """
-    # Printable ASCII without entities is what the tokenizer's cleaning leaves as it is.
-    plain = text.isascii() and text.isprintable() and "&" not in text
-    ids = [_tokenizer().sot_token_id]
-    for piece in (text if plain else _tokenizer().clean_fn(text)).lower().split():
-        ids += _piece(piece)
-        if len(ids) >= length:
-            break
-    return [*ids[: length - 1], _tokenizer().eot_token_id]
-
-
-def clip_tokens(texts: Sequence[str], length: int) -> Tensor:
-    """Texts -> (N, length) int64, padded with 0."""
-    tokens = torch.zeros(len(texts), length, dtype=torch.int64)
-    for row, text in zip(tokens, texts, strict=True):
-        ids = clip_ids(text, length)
-        row[: len(ids)] = torch.tensor(ids)
-    return tokens

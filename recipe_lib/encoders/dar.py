@@ -6,15 +6,16 @@ so that a system's state holds each tower once, and moves and freezes it once.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Sequence
 
-import pandas as pd
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recipe_lib.data.loading import RecipeBatch
 from recipe_lib.encoders.clip import ImageTower, TextTower
-from recipe_lib.encoders.recipe import COMPONENTS, MaskedTransformer, RecipeFeatures
+from recipe_lib.encoders.packed import MaskedTransformer
+from recipe_lib.encoders.recipe import COMPONENTS, RecipeFeatures
 
 
 class DARImageEncoder(nn.Module):
@@ -91,28 +92,38 @@ class DARRecipeEncoder(nn.Module):
         self.sentences = nn.ModuleDict({name: MaskedTransformer(tower.dim, **shape) for name in COMPONENTS[1:]})
         self.fc = nn.Linear(3 * tower.dim, embed_dim)
 
+    @property
+    def dim(self) -> int:
+        """E, width of a component."""
+        return self.tower.dim
+
     def encode_sentences(self, component: str, tokens: Tensor) -> Tensor:
         """First level: token ids (U, L) -> sentence vectors (U, E). The dictionary is made from these."""
         return self.tower(tokens, self.adapters[component])
 
+    def join_sentences(self, component: str, sentences: Tensor, rows: Tensor) -> Tensor:
+        """Second level: sentence vectors (U, E); rows of them (B,) or (B, S), -1 for none -> (B, E)."""
+        some = (rows >= 0).view(len(rows), -1).any(1)
+        if component in self.sentences:
+            encoded = self.sentences[component].gather(sentences, rows[some], rows[some] >= 0)
+        else:
+            encoded = F.embedding(rows[some], sentences)
+        return encoded.new_zeros(len(rows), self.dim).index_copy(0, some.nonzero()[:, 0], encoded)
+
+    def embed(self, components: Sequence[Tensor]) -> RecipeFeatures:
+        """The three components (B, E) and their embedding."""
+        return RecipeFeatures(torch.tanh(self.fc(torch.cat(list(components), 1))), tuple(components))
+
     def forward(self, recipes: RecipeBatch) -> RecipeFeatures:
-        components = tuple(self._component(name, getattr(recipes, name), recipes.tokens) for name in COMPONENTS)
-        return RecipeFeatures(torch.tanh(self.fc(torch.cat(components, 1))), components)
+        return self.embed([self._component(name, getattr(recipes, name), recipes.tokens) for name in COMPONENTS])
 
     def _component(self, name: str, rows: Tensor, tokens: Tensor) -> Tensor:
         """rows (B,) or (B, S) of tokens, -1 where there is none -> (B, E)."""
         mask = rows >= 0
         if not mask.any():
-            return self.fc.weight.new_zeros(len(rows), self.tower.dim)
+            return self.fc.weight.new_zeros(len(rows), self.dim)
         used, which = rows[mask].unique(return_inverse=True)
-        sentences = self.encode_sentences(name, tokens[used])
-        grid = sentences.new_zeros(*rows.shape, sentences.shape[1])
-        grid[mask] = sentences[which]
-        if name not in self.sentences:
-            return grid
-        some = mask.any(1)
-        encoded = self.sentences[name](grid[some], mask[some])
-        return encoded.new_zeros(len(rows), encoded.shape[1]).index_copy(0, some.nonzero()[:, 0], encoded)
+        return self.join_sentences(name, self.encode_sentences(name, tokens[used]), rows.masked_scatter(mask, which))
 
 
 class _Referring(nn.Module):
@@ -171,18 +182,3 @@ class SegmentEncoder(_Referring):
     def forward(self, features: Tensor, mask: Tensor) -> Tensor:
         weight = mask.to(features.dtype).unsqueeze(2)
         return torch.tanh(self.fc((features * weight).sum(1) / weight.sum(1).clamp(min=1)))
-
-
-def parameter_table(model: nn.Module, depth: int = 2) -> pd.DataFrame:
-    """Trainable and frozen parameters of each part, one shared by several counted once; the last row is the sum.
-
-    Args:
-        depth: parts are the first `depth` names of a parameter's path.
-    """
-    counts = {True: Counter(), False: Counter()}
-    for name, parameter in model.named_parameters():
-        counts[parameter.requires_grad][".".join(name.split(".")[:depth])] += parameter.numel()
-    parts = dict.fromkeys(".".join(name.split(".")[:depth]) for name, _ in model.named_parameters())
-    table = pd.DataFrame({"trainable": counts[True], "frozen": counts[False]}, index=list(parts)).fillna(0).astype(int)
-    table.loc["total"] = table.sum()
-    return table

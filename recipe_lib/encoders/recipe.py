@@ -58,6 +58,11 @@ class RecipeEncoder(nn.Module):
         self.sentences = nn.ModuleDict({name: MaskedTransformer(dim, **shape) for name in COMPONENTS[1:]})
         self.fc = nn.Linear(3 * dim, embed_dim)
 
+    @property
+    def dim(self) -> int:
+        """E, width of a component."""
+        return self.word.embedding_dim
+
     def encode_sentences(self, component: str, tokens: Tensor) -> Tensor:
         """First level: token ids (U, L) -> sentence vectors (U, E). The dictionary is made from these."""
         return self.words[component].gather(self.word.weight, tokens, tokens != PAD)

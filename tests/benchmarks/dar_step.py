@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from recipe_lib.data.clip_text import clip_tokens
 from recipe_lib.data.loading import RecipeBatch
-from recipe_lib.encoders.clip import Adapters, TextTower, _run, clip_tokens, clip_towers
+from recipe_lib.encoders.clip import Adapters, TextTower, _run, clip_towers
 from recipe_lib.encoders.dar import DARImageEncoder, DARRecipeEncoder, DescriptionEncoder, SegmentEncoder
 from recipe_lib.losses import circle_loss
 

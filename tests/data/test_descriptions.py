@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from recipe_lib.data.descriptions import LLMDescriber, clean_answer, describe_cues
+from recipe_lib.data.cues import describe_cues
+from recipe_lib.data.descriptions import LLMDescriber, clean_answer
 from recipe_lib.data.kitchen import KitchenConfig, cook
 from recipe_lib.data.recipe import DataError
 

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from recipe_lib.data.prepare import ROW_GROUP, SHARD, StoreConfig, prepare
+from recipe_lib.data.prepare import SHARD, StoreConfig, prepare
 from recipe_lib.data.recipe import DataError
+from recipe_lib.data.shards import ROW_GROUP
 from recipe_lib.data.store import Store
 from tests.data.test_prepare import EVAL, recipe
 

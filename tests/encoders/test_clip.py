@@ -7,16 +7,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from recipe_lib.data.clip_text import clip_ids, clip_tokens
 from recipe_lib.data.loading import RecipeBatch
 from recipe_lib.encoders import clip as clip_module
-from recipe_lib.encoders.clip import ImageTower, TextTower, clip_ids, clip_tokens, clip_towers, save_clip
+from recipe_lib.encoders.clip import ImageTower, TextTower, clip_towers, save_clip
 from recipe_lib.encoders.dar import (
     DARImageEncoder,
     DARRecipeEncoder,
     DescriptionEncoder,
     SegmentEncoder,
-    parameter_table,
 )
+from recipe_lib.models import parameter_table
 
 SMALL = "kitchen-clip-small"
 IMAGES = torch.randint(0, 256, (3, 3, 56, 56), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

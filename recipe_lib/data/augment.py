@@ -1,0 +1,219 @@
+"""What stands beside the prepared recipes and photos: imagined descriptions, and segments of photos (DAR).
+
+    <folder>/<split>/00000.descriptions.parquet   text, where it comes from and CLIP's token ids, a row a recipe
+    <folder>/<split>/00000.segments.parquet       bytes of each segment, a row a photo
+    <folder>/<split>/00000.segments.jpegs         the segments, one after the other
+
+Both are made shard by shard for a store that is complete, and the data card says so at the end. What is finished is not
+made again; what a slow model was interrupted at goes on within the shard.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+from tqdm.auto import tqdm
+
+from recipe_lib.data.clip_text import CONTEXT, clip_ids
+from recipe_lib.data.cues import describe_cues
+from recipe_lib.data.descriptions import LLMDescriber
+from recipe_lib.data.images import decode_jpeg
+from recipe_lib.data.parallel import Workers
+from recipe_lib.data.segments import Rank, SamSegmenter, Segment, cut, superpixel_segments
+from recipe_lib.data.shards import digest, finished, nested, parquet, save
+from recipe_lib.data.store import TEXT_ONLY
+from recipe_lib.paths import write_text
+
+CHUNK = 64  # photos whose segments are written together: what a kill can lose
+TEXT = ["id", "title", "ingredients", "instructions"]
+
+
+def add_descriptions(folder: Path, describer: LLMDescriber | None, cache: Path, *, workers: int = 0) -> dict:
+    """Describe the finished dish of every recipe that has a photo.
+
+    Args:
+        folder: a prepared store.
+        describer: a language model; None: the rules of `cues`, over all cores.
+        cache: JSON lines that keep the answers of language models; of no use to the rules.
+        workers: processes; 0: one a core.
+
+    Returns:
+        The data card, with how many descriptions come from each source.
+
+    Raises:
+        DataError, ValueError, ConnectionError: as `LLMDescriber.describe`.
+    """
+    if describer is None:
+        with Workers(workers) as pool:
+            jobs = [(folder, number) for number in _numbers(folder)]
+            shown = tqdm(pool.map(_describe_shard, jobs), "described shards", len(jobs), mininterval=5, disable=None)
+            records = list(shown)
+    else:
+        told = describer.describe(_text(folder, _numbers(folder)), cache)
+        # Shards are written again from the cache: it tells what is described and by what, shards do not.
+        records = [_write_descriptions(folder, number, told) for number in _numbers(folder)]
+        for _ in told:  # to its end, where it lets go of the cache
+            pass
+    sources = sum((Counter(record["sources"]) for record in records), Counter())
+    return _note(folder, "descriptions", records, {"sources": dict(sorted(sources.items()))})
+
+
+def add_segments(
+    folder: Path, n: int, size: int, *, sam: SamSegmenter | None = None, rank: Rank | None = None, workers: int = 0
+) -> dict:
+    """Cut the n best parts out of every photo of the training recipes, and out of the first photo of the others.
+
+    Args:
+        folder: a prepared store.
+        n: segments of a photo at most.
+        size: side of the square pictures of them, pixels: what the image tower reads.
+        sam: a SAM; None: superpixels, over all cores where there is no `rank`.
+        rank: scores crops in place of the rule; see `segments`.
+        workers: processes; 0: one a core.
+
+    Returns:
+        The data card, with how many segments there are and how many photos have none.
+    """
+    jobs = [(folder, number, n, size) for number in _numbers(folder)]
+    # A model stays in this process, which may have a GPU.
+    with Workers(1 if sam or rank else workers) as pool:
+        done = pool.map(_segment_shard, ((*job, sam, rank) for job in jobs))
+        records = list(tqdm(done, "segmented shards", len(jobs), mininterval=5, disable=None))
+    counts = {key: sum(record[key] for record in records) for key in ("photos", "segments", "photos_without")}
+    return _note(folder, "segments", records, {"n": n, "size": size} | counts)
+
+
+def _numbers(folder: Path) -> list[int]:
+    """Shards, by their records."""
+    return sorted(int(path.stem) for path in (folder / "shards").glob("[0-9]*.json") if path.stem.isdigit())
+
+
+def _splits(folder: Path, number: int) -> list[str]:
+    record = json.loads((folder / "shards" / f"{number:05d}.json").read_text("utf-8"))
+    return [split for split in record["recipes"] if split != TEXT_ONLY]
+
+
+def _made_from(folder: Path, number: int, *settings: str) -> str:
+    return digest((folder / "shards" / f"{number:05d}.json").read_text("utf-8"), *settings)
+
+
+def _note(folder: Path, name: str, records: list[dict], facts: dict) -> dict:
+    """The card tells that the store has them, and of which bytes they are."""
+    card = json.loads((folder / "card.json").read_text("utf-8"))
+    files = sorted(pair for record in records for pair in record["files"].items())
+    card[name] = facts | {"sha256": digest(*(f"{file} {sha}" for file, sha in files))}
+    write_text(folder / "card.json", json.dumps(card, indent=1, ensure_ascii=False))
+    return card
+
+
+# ---- descriptions ----
+
+
+def _text(folder: Path, numbers: list[int]) -> Iterator[tuple]:
+    for number in numbers:
+        for split in _splits(folder, number):
+            table = pq.read_table(folder / split / f"{number:05d}.recipes.parquet", columns=TEXT)
+            yield from zip(*(column.to_pylist() for column in table), strict=True)
+
+
+def _describe_shard(folder: Path, number: int) -> dict:
+    told = ((id_, describe_cues(*recipe), "cues") for id_, *recipe in _text(folder, [number]))
+    return finished(_record(folder, number), _made_from(folder, number, "cues"), folder) or _write_descriptions(
+        folder, number, told, "cues"
+    )
+
+
+def _record(folder: Path, number: int) -> Path:
+    return folder / "shards" / f"{number:05d}.descriptions.json"
+
+
+def _write_descriptions(folder: Path, number: int, told: Iterator[tuple[str, str, str]], made_by: str = "") -> dict:
+    """Take a shard's descriptions from `told`, (id, text, source) in the order of its recipes."""
+    made_from = _made_from(folder, number, made_by)
+    record = {"made_from": made_from, "files": {}, "sources": {}}
+    for split in _splits(folder, number):
+        name = f"{split}/{number:05d}"
+        rows = pq.read_metadata(folder / f"{name}.recipes.parquet").num_rows
+        texts, sources = zip(*(next(told)[1:] for _ in range(rows)), strict=True)
+        tokens = [clip_ids(text, CONTEXT) for text in texts]
+        record["sources"] = dict(Counter(record["sources"]) + Counter(sources))
+        starts = np.cumsum([0, *map(len, tokens)]).tolist()
+        ids = nested(starts, pa.array([id_ for row in tokens for id_ in row], pa.int32()))
+        table = pa.table({"text": list(texts), "source": list(sources), "tokens": ids})
+        record["files"][f"{name}.descriptions.parquet"] = save(folder / f"{name}.descriptions.parquet", parquet(table))
+    write_text(_record(folder, number), json.dumps(record))
+    return record
+
+
+# ---- segments ----
+
+
+def _superpixels(photos: list[np.ndarray], *, n: int, rank: Rank | None) -> list[list[Segment]]:
+    return [superpixel_segments(photo, n=n, rank=rank) for photo in photos]
+
+
+def _segment_shard(
+    folder: Path, number: int, n: int, size: int, sam: SamSegmenter | None = None, rank: Rank | None = None
+) -> dict:
+    path = folder / "shards" / f"{number:05d}.segments.json"
+    made_from = _made_from(folder, number, str(sam or "superpixels"), str(rank or "rule"), str(n), str(size))
+    if record := finished(path, made_from, folder):
+        return record
+    record = {"made_from": made_from, "files": {}, "photos": 0, "segments": 0, "photos_without": 0}
+    parts = folder / "shards" / f"segments-{number:05d}"  # chunks that are finished
+    for split in _splits(folder, number):
+        name = f"{split}/{number:05d}"
+        sizes: list[list[int]] = []
+        jpegs: list[bytes] = []
+        photos = list(_photos(folder / name, first_only=split != "train"))
+        for start in range(0, len(photos), CHUNK):
+            chunk = parts / f"{split}-{start}-{made_from[:16]}"
+            if not chunk.is_file():
+                save(chunk, _segment(photos[start : start + CHUNK], n, size, sam or _superpixels, rank))
+            head, _, data = chunk.read_bytes().partition(b"\n")
+            sizes += json.loads(head)
+            jpegs.append(data)
+        wanted = [row for row, photo in zip(sizes, photos, strict=True) if photo]
+        record["photos"] += len(wanted)
+        record["segments"] += sum(map(len, wanted))
+        record["photos_without"] += sum(not row for row in wanted)
+        table = pa.table({"segment_bytes": pa.array(sizes, pa.list_(pa.int64()))})
+        record["files"][f"{name}.segments.parquet"] = save(folder / f"{name}.segments.parquet", parquet(table))
+        record["files"][f"{name}.segments.jpegs"] = save(folder / f"{name}.segments.jpegs", b"".join(jpegs))
+    write_text(path, json.dumps(record))
+    shutil.rmtree(parts, ignore_errors=True)
+    return record
+
+
+def _photos(shard: Path, first_only: bool) -> Iterator[bytes]:
+    """JPEG bytes of the photos of a shard's recipes; b"" for those that nobody reads."""
+    table = pq.read_table(f"{shard}.recipes.parquet", columns=["photo_bytes"])
+    with open(f"{shard}.jpegs", "rb") as file:
+        for sizes in table["photo_bytes"].to_pylist():
+            for which, length in enumerate(sizes):
+                data = file.read(length)
+                yield b"" if first_only and which else data
+
+
+def _segment(photos: list[bytes], n: int, size: int, find: Callable, rank: Rank | None) -> bytes:
+    """A line of JSON with the bytes of each photo's segments, then the segments."""
+    decoded = [np.asarray(decode_jpeg(photo)) if photo else None for photo in photos]
+    found = iter(find([pixels for pixels in decoded if pixels is not None], n=n, rank=rank))
+    rows = [[] if p is None else [_jpeg(cut(p, segment, size)) for segment in next(found)] for p in decoded]
+    head = json.dumps([[len(part) for part in row] for row in rows]).encode()
+    return b"\n".join([head, b"".join(part for row in rows for part in row)])
+
+
+def _jpeg(pixels: np.ndarray) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "JPEG", quality=90)
+    return out.getvalue()

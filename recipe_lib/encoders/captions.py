@@ -1,0 +1,111 @@
+"""CLIP as it is: a photo against one text, without adapters, heads or hierarchy (Radford et al., arXiv:2103.00020)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from recipe_lib.data.clip_text import CONTEXT, clip_ids, clip_tokens
+from recipe_lib.data.loading import RecipeBatch
+from recipe_lib.encoders.clip import ImageTower, TextTower, clip_towers
+from recipe_lib.encoders.recipe import RecipeFeatures
+
+
+class CLIPImageEncoder(nn.Module):
+    """The interface of `ImageEncoder` over an image tower, which becomes a part of this module.
+
+    Shape:
+        images (B, 3, S, S) uint8 -> `features` (B, 1 + N, C) -> `embed` (B, E) or `feature_map` (B, C, h, w).
+    """
+
+    def __init__(self, tower: ImageTower):
+        super().__init__()
+        self.tower = tower
+
+    @property
+    def channels(self) -> int:
+        """C, channels of the feature map."""
+        return self.tower.width
+
+    def features(self, images: Tensor) -> Tensor:
+        """Tokens after the last block, the class token first."""
+        return self.tower(images)
+
+    def embed(self, features: Tensor) -> Tensor:
+        """(B, E) in CLIP's joint space."""
+        return self.tower.pool(features)
+
+    def feature_map(self, features: Tensor) -> Tensor:
+        """(B, C, h, w): the patch tokens on their grid."""
+        return self.tower.patches(features)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.embed(self.features(images))
+
+
+class CaptionEncoder(nn.Module):
+    """A recipe's title and ingredient lines as one caption, as long as the text tower reads, in CLIP's joint space.
+
+    Shape:
+        RecipeBatch of B recipes, tokens as `clip_ids` gives them -> embedding (B, E), no components.
+    """
+
+    def __init__(self, tower: TextTower):
+        super().__init__()
+        self.tower = tower
+        (self.comma,) = clip_ids(",", 3)[1:-1]
+
+    @property
+    def dim(self) -> int:
+        """E, width of a sentence vector."""
+        return self.tower.dim
+
+    def encode_sentences(self, component: str, tokens: Tensor) -> Tensor:
+        """Token ids (U, L) -> sentence vectors (U, E), whatever the component. The dictionary is made from these."""
+        return self.tower(tokens)
+
+    def forward(self, recipes: RecipeBatch) -> RecipeFeatures:
+        return RecipeFeatures(self.tower(self.captions(recipes)), ())
+
+    def captions(self, recipes: RecipeBatch) -> Tensor:
+        """(B, L) int64."""
+        sentences = [row[1 : row.index(max(row))] for row in recipes.tokens.tolist()]  # the end has the highest id
+        start, end = int(recipes.tokens[0, 0]), int(recipes.tokens.max())
+        rows = torch.cat([recipes.title[:, None], recipes.ingredients], 1).tolist()
+        texts = [[id_ for i in row if i >= 0 for id_ in (self.comma, *sentences[i])][1 : CONTEXT - 1] for row in rows]
+        tokens = torch.zeros(len(texts), max(map(len, texts)) + 2, dtype=torch.int64)
+        for row, text in zip(tokens, texts, strict=True):
+            row[: len(text) + 2] = torch.tensor([start, *text, end])
+        return tokens.to(recipes.tokens.device)
+
+
+class FoodRank:
+    """How much like "a picture of food" a CLIP finds each crop: the rank of segments that DAR takes.
+
+    Args:
+        model, pretrained: as `clip_towers` takes them.
+
+    Shape:
+        crops (m, H, W, 3) uint8 -> m cosines.
+    """
+
+    def __init__(self, model: str, pretrained: str, *, device: str = "cpu"):
+        self.image, text = clip_towers(model, pretrained=pretrained)
+        self.image.to(device)
+        self.device, self.name = device, f"{model} {pretrained}"
+        with torch.inference_mode():
+            self.food = F.normalize(text(clip_tokens(["a picture of food"], CONTEXT)), dim=1).to(device)
+
+    def __str__(self) -> str:
+        """What decides its scores."""
+        return self.name
+
+    @torch.inference_mode()
+    def __call__(self, crops: np.ndarray) -> Sequence[float]:
+        pixels = torch.from_numpy(crops).permute(0, 3, 1, 2).float().to(self.device)
+        pixels = F.interpolate(pixels, self.image.size, mode="bicubic", antialias=True).clamp(0, 255)
+        return (F.normalize(self.image.pool(self.image(pixels)), dim=1) @ self.food.T)[:, 0].tolist()

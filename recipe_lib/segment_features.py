@@ -1,0 +1,64 @@
+"""Features of photos' segments: the tower that reads them is frozen, so they are computed once a run and kept."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from recipe_lib.data.images import decode_jpeg
+from recipe_lib.data.store import Split
+from recipe_lib.models import RetrievalSystem
+
+BATCH = 256  # segments encoded together
+
+
+def segment_features(system: RetrievalSystem, split: Split, folder: Path, *, first_only: bool = False) -> Path:
+    """Encode the segments of a split's photos, or find the file of those that are encoded already.
+
+    Args:
+        system: with a segment encoder.
+        folder: where features are kept, a file for each split and state of tower and segments.
+        first_only: of each recipe's first photo alone.
+
+    Returns:
+        .npy file, (photos or recipes, n, E) float32; zero where a photo has fewer than n segments.
+    """
+    encoder = system.segment_encoder
+    counts = split.segment_counts
+    photos = split.photo_start[:-1] if first_only else np.arange(len(counts))
+    state = hashlib.sha256(f"{split.extras['segments']['sha256']} {split.name} {first_only}".encode())
+    for value in encoder.tower.state_dict().values():
+        state.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    path = folder / f"segments-{split.name}-{state.hexdigest()[:16]}.npy"
+    if path.is_file():
+        return path
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    encoder.tower.to(device)
+    partial = path.with_suffix(".partial")
+    shape = (len(photos), max(1, int(counts.max(initial=0))), encoder.tower.dim)
+    features = np.lib.format.open_memmap(partial, "w+", np.float32, shape)
+    step = max(1, BATCH // shape[1])
+    steps = range(0, len(photos), step)
+    for start in tqdm(steps, desc=f"segments of {split.name}", mininterval=5, maxinterval=30, disable=None):
+        rows = photos[start : start + step]
+        inside = np.arange(shape[1]) < counts[rows][:, None]
+        if inside.any():
+            found = encoder.features(_pixels(split, rows).to(device)).float().cpu().numpy()
+            features[start : start + step][inside] = found
+    features.flush()
+    os.replace(partial, path)
+    return path
+
+
+def _pixels(split: Split, photos: np.ndarray) -> Tensor:
+    """(segments, 3, S, S) uint8 of some photos."""
+    recipes = np.searchsorted(split.photo_start, photos, "right") - 1
+    places = zip(recipes.tolist(), (photos - split.photo_start[recipes]).tolist(), strict=True)
+    parts = [np.asarray(decode_jpeg(jpeg)) for row, which in places for jpeg in split.segments(row, which)]
+    return torch.from_numpy(np.stack(parts)).permute(0, 3, 1, 2)

@@ -1,0 +1,40 @@
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from recipe_lib.models import RetrievalSystem
+from recipe_lib.segment_features import segment_features
+
+
+@pytest.fixture
+def system(clip_config):
+    torch.manual_seed(0)
+    return RetrievalSystem(clip_config)
+
+
+def test_features_are_those_of_each_segment(system, clip_store, tmp_path):
+    split = clip_store.split("train")
+    features = np.load(segment_features(system, split, tmp_path))
+    assert features.shape == (len(split), split.segment_counts.max(), 128)
+    for row in (0, 7, 40):
+        pictures = [np.asarray(Image.open(io.BytesIO(jpeg))) for jpeg in split.segments(row)]
+        expected = system.segment_encoder.features(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2))
+        torch.testing.assert_close(torch.from_numpy(features[row, : len(pictures)]), expected, rtol=1e-4, atol=1e-4)
+        assert not features[row, len(pictures) :].any()
+
+
+def test_they_are_kept_for_the_tower_that_made_them(system, clip_store, tmp_path, monkeypatch):
+    split = clip_store.split("val")
+    path = segment_features(system, split, tmp_path, first_only=True)
+    monkeypatch.setattr(type(system.segment_encoder), "features", lambda *_: pytest.fail("they are there"))
+    assert segment_features(system, split, tmp_path, first_only=True) == path
+    monkeypatch.undo()
+    system.image_encoder.fc.weight.data += 1  # not the tower
+    assert segment_features(system, split, tmp_path, first_only=True) == path
+    system.image_encoder.tower.visual.proj.data += 1
+    other = segment_features(system, split, tmp_path, first_only=True)
+    assert other != path and not np.array_equal(np.load(other), np.load(path))
+    assert not list(tmp_path.glob("*.partial"))
