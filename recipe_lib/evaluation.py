@@ -149,7 +149,7 @@ def beside(ranks: pd.DataFrame, studies: Sequence[str], split: Split, *, k: int 
         theirs = _split_of(study, split.name).ids
         if ids.setdefault(int(frames[-1]["seed"].iloc[0]), theirs) != theirs:
             raise ValueError(
-                f"compare_with: {split.name} of the study {study} holds other recipes than its seed's others"
+                f"compare_with: {split.name} of the study {study} holds other recipes than others of its seed"
             )
     joined = pd.concat(frames, ignore_index=True)
     joined = joined[(joined["split"] == split.name) & ~joined["variant"].str.contains("@")]

@@ -179,8 +179,8 @@ TOGETHER = [
     (("source", "source_dir"), lambda source, folder: source == "kitchen" or folder, "source_dir must name the folder"),
     (
         ("variants",),
-        lambda names: {"equal_compute", "debiased"} <= set(names),
-        "variants must hold equal_compute and debiased, which the verdict compares",
+        lambda names: not names or {"equal_compute", "debiased"} <= set(names),
+        "variants must hold equal_compute and debiased, which the verdict compares, or nothing",
     ),
     *(
         (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import textwrap
 from collections.abc import Sequence
 
@@ -22,7 +23,7 @@ COLOURS = {
 
 
 def _colour(variant: str) -> str:
-    return COLOURS.get(variant.partition("@")[0], "#8172b3")
+    return COLOURS.get(re.split("[@+]", variant)[0], "#8172b3")
 
 
 def photo(ax: Axes, jpeg: bytes, title: str = "", *, frame: str | None = None, width: int = 24) -> None:

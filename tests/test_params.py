@@ -264,7 +264,7 @@ def test_the_shared_empty_file(schema):
         ("descriptions: true", "read by encoders clip alone"),
         ("encoders: clip\ntext_tokens: clip\npretrained: true", "have weights where both"),
         ("encoders: clip\ntext_tokens: clip\nclip_pretrained: openai", "have weights where both"),
-        ("max_tokens: 2\ntext_tokens: clip\nencoders: clip", "CLIP's own marks"),
+        ("text_tokens: clip\nmax_tokens: 2\nencoders: clip", "CLIP's own marks"),
         ("description_backend: llm", "description_model must name the model"),
         ("segment_backend: sam", "segment_model must name the model"),
     ],

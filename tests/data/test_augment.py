@@ -23,7 +23,7 @@ PLAIN = np.full((64, 64, 3), 200, np.uint8)  # a photo without parts
 
 
 def dishes(n: int) -> list[np.ndarray]:
-    return [r.images[0] for r in cook(KitchenConfig(train=n, val=0, test=0, image_size=64, seed=4))]
+    return [r.images[0] for r in cook(KitchenConfig(train=n, val=0, test=0, text_only=0, image_size=64, seed=4))][:n]
 
 
 @pytest.fixture

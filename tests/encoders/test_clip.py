@@ -262,7 +262,7 @@ def test_tokens_are_those_of_open_clip():
 def test_photo_encoder_has_the_interface_of_the_others(towers):
     encoder = DARImageEncoder(towers[0], 8)
     features = encoder.features(IMAGES)
-    assert encoder.channels == 128 and encoder.feature_map(features).shape == (3, 128, 7, 7)
+    assert encoder.channels == 128 and encoder.feature_map(features).shape == (3, 128, 4, 4)
     embedding = encoder.embed(features)
     assert embedding.shape == (3, 8) and embedding.abs().max() < 1 and torch.equal(encoder(IMAGES), embedding)
     towers[0].visual.ln_post, kept = nn.Identity(), towers[0].visual.ln_post
