@@ -24,7 +24,7 @@ from recipe_lib.models import RetrievalSystem
 from recipe_lib.paths import study_dir, write_text
 from recipe_lib.retrieval import cross_modal_ranks, evaluate, paired_bootstrap
 from recipe_lib.screening import Embeddings
-from recipe_lib.segment_features import segment_features
+from recipe_lib.segment_features import load_features, segment_features
 from recipe_lib.training import load_system
 
 COLUMNS = [
@@ -92,7 +92,8 @@ def encode(
         tokens = (torch.from_numpy(split.description_tokens(rows)).to(device) for rows in batches)
         found.descriptions = torch.cat([system.encode_descriptions(ids).cpu() for ids in tokens])
     if system.segment_encoder is not None:
-        features = torch.from_numpy(np.load(segment_features(system, split, kept, first_only=True), allow_pickle=False))
+        features = load_features(system, segment_features(system, split, kept, first_only=True))
+        features = torch.from_numpy(np.array(features))
         counts = torch.from_numpy(split.segment_counts[split.photo_start[:-1]])[:, None]
         mask = torch.arange(features.shape[1]) < counts
         found.segments = system.encode_segments(features.to(device), mask.to(device)).cpu()

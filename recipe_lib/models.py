@@ -75,7 +75,7 @@ class SystemConfig:
             "captions": CLIP's towers alone, trained whole, a recipe read as one caption.
         pretrained: load the published weights of the backbone, or the towers' weights `clip_pretrained`.
         descriptions: "adapted" or "frozen": encode imagined descriptions, by adapters of their own or without any.
-        segments: encode segments of photos.
+        segments: encode this many segments of each photo, at most as many as are stored.
     """
 
     vocabulary: int
@@ -95,7 +95,7 @@ class SystemConfig:
     adapter_width: int = 64
     adapter_reduction: int = 0
     descriptions: str = ""
-    segments: bool = False
+    segments: int = 0
     debiasing: Debiasing = field(default_factory=Debiasing)
 
     def to_dict(self) -> dict:
@@ -279,7 +279,7 @@ def bare_towers(system: RetrievalSystem) -> RetrievalSystem:
     The new system has its own copy; `set_towers` puts one back.
     """
     bare = replace(
-        system.config, encoders="captions", pretrained=False, descriptions="", segments=False, debiasing=Debiasing()
+        system.config, encoders="captions", pretrained=False, descriptions="", segments=0, debiasing=Debiasing()
     )
     towers = RetrievalSystem(bare)
     set_towers(towers, system)

@@ -56,6 +56,11 @@ def segment_features(system: RetrievalSystem, split: Split, folder: Path, *, fir
     return path
 
 
+def load_features(system: RetrievalSystem, path: Path) -> np.ndarray:
+    """What `segment_features` left, as many segments of each photo as the system reads; the file stays on disk."""
+    return np.load(path, mmap_mode="r", allow_pickle=False)[:, : system.config.segments]
+
+
 def _pixels(split: Split, photos: np.ndarray) -> Tensor:
     """(segments, 3, S, S) uint8 of some photos."""
     recipes = np.searchsorted(split.photo_start, photos, "right") - 1

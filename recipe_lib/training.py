@@ -19,7 +19,6 @@ from functools import partial
 from pathlib import Path
 
 import lightning as L
-import numpy as np
 import pandas as pd
 import torch
 from lightning.fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
@@ -38,7 +37,7 @@ from recipe_lib.losses import asymmetric_loss, circle_loss, triplet_loss
 from recipe_lib.models import RetrievalSystem, SystemConfig
 from recipe_lib.paths import write_text
 from recipe_lib.retrieval import evaluate
-from recipe_lib.segment_features import segment_features
+from recipe_lib.segment_features import load_features, segment_features
 
 
 @dataclass(frozen=True)
@@ -302,7 +301,7 @@ def fit(
         text_only = bool(system.projections) and config.self_supervised_weight > 0
         extras = {
             "descriptions": system.description_encoder is not None,
-            "segments": None if segments is None else np.load(segments, mmap_mode="r", allow_pickle=False),
+            "segments": None if segments is None else load_features(system, segments),
         }
         loaders = _loaders(store, config, trainer.global_rank, trainer.world_size, text_only, extras)
         trainer.fit(task, *loaders, ckpt_path=resume, weights_only=True)

@@ -112,5 +112,5 @@ def clip_config(clip_store) -> SystemConfig:
     return SystemConfig(
         clip_store.card["vocabulary"], len(clip_store.classes.names), encoders="clip", clip_model="kitchen-clip-small",
         embed_dim=16, adapter_width=8, recipe_layers=1, recipe_heads=2, recipe_feedforward=32, dropout=0.1,
-        descriptions="adapted", segments=True,
+        descriptions="adapted", segments=3,
     )  # fmt: skip
