@@ -3,8 +3,9 @@
     python -m tests.benchmarks.dar_ablations [--seeds 1 2 3] [--epochs 2] [--csv FILE]
 
 Each change is one or two parameters of params/methods/dar.yaml, which `./run_all.sh` takes too. Here the versions of a
-seed share prepared data and towers, and are trained for few epochs, equally many. Photo to recipe among all pairs of the
-iid test split; the interval is a paired bootstrap over queries and seeds.
+seed share prepared data and towers, and are trained for few epochs, equally many. Photo to recipe among all pairs of
+the iid test split; the interval is a paired bootstrap over queries and seeds. "+" is the photo-recipe distance times
+photo-description, "++" times segments-recipe too, "+s" segments-recipe alone (held against "++" of the whole).
 """
 
 from __future__ import annotations
@@ -90,16 +91,10 @@ def main() -> None:
         rows = []
         for name, suffix in seeds[0]:
             hits = np.stack([ranks[name, suffix] <= 1 for ranks in seeds])
-            base = np.stack([ranks["DAR (n = 4)", suffix if suffix != "+s" else ""] <= 1 for ranks in seeds])
+            base = np.stack([ranks["DAR (n = 4)", suffix.replace("+s", "++")] <= 1 for ranks in seeds])
             difference, low, high = paired_bootstrap(hits, base)
-            interval = f"[{low:+.3f}, {high:+.3f}]"
-            row = {
-                "version": name,
-                "distances": f"DAR{suffix}",
-                "R@1": hits.mean(),
-                "minus whole": f"{difference:+.3f}",
-            }
-            rows.append(row | {"95 %": interval, "seeds": len(seeds)})
+            row = {"version": name, "distances": f"DAR{suffix}", "R@1": hits.mean(), "seeds": len(seeds)}
+            rows.append(row | {"minus whole": f"{difference:+.3f}", "95 %": f"[{low:+.3f}, {high:+.3f}]"})
         print("\n" + table(rows) + "\n", flush=True)  # after each seed: the rest may be long
         if args.csv:
             pd.DataFrame(rows).to_csv(args.csv, index=False)
