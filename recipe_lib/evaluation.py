@@ -154,7 +154,10 @@ def beside(ranks: pd.DataFrame, studies: Sequence[str], split: Split, *, k: int 
             )
     joined = pd.concat(frames, ignore_index=True)
     joined = joined[(joined["split"] == split.name) & ~joined["variant"].str.contains("@")]
-    joined = joined.drop_duplicates(["system", "variant", "seed", "direction", "query"])
+    twice = joined.duplicated(["system", "variant", "seed", "direction", "query"])
+    if twice.any():
+        system, seed = joined.loc[twice.idxmax(), ["system", "seed"]]
+        raise ValueError(f"compare_with: two studies call themselves {system}, seed {seed}; give one another `system`")
     hits = {
         key: (group.pivot(index="seed", columns="query", values="rank") <= k)
         for key, group in joined.groupby(["system", "variant", "direction"], sort=False)

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from recipe_lib.causal import BackdoorAdjustment, ingredient_weights, marginal_weights
 from recipe_lib.classifier import IngredientClassifier
 from recipe_lib.data.loading import RecipeBatch
-from recipe_lib.encoders import ImageEncoder, RecipeEncoder, RecipeFeatures
 from recipe_lib.encoders.captions import CaptionEncoder, CLIPImageEncoder
 from recipe_lib.encoders.clip import clip_towers
 from recipe_lib.encoders.dar import DARImageEncoder, DARRecipeEncoder, DescriptionEncoder, SegmentEncoder
-from recipe_lib.encoders.recipe import COMPONENTS
+from recipe_lib.encoders.image import ImageEncoder
+from recipe_lib.encoders.recipe import COMPONENTS, RecipeEncoder, RecipeFeatures
 from recipe_lib.losses import posterior
 
 
@@ -192,13 +192,8 @@ class RetrievalSystem(nn.Module):
             self.segment_encoder = SegmentEncoder(image, config.embed_dim)
 
     def _build_captions(self) -> None:
-        config = self.config
-        image, text = clip_towers(
-            config.clip_model,
-            pretrained=config.clip_pretrained,
-            load=config.pretrained,
-            frozen=bool(config.clip_pretrained),
-        )
+        model, weights, load = self.config.clip_model, self.config.clip_pretrained, self.config.pretrained
+        image, text = clip_towers(model, pretrained=weights, load=load, frozen=False)
         self.image_encoder, self.recipe_encoder = CLIPImageEncoder(image), CaptionEncoder(text)
 
     def encode_images(self, images: Tensor, labels: Tensor | None = None) -> ImageFeatures:

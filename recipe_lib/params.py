@@ -162,6 +162,14 @@ def _constraint(where: str, text: str) -> str:
 # ---- the values: files and the command line ----
 
 
+def _is_read(model: str, crop: int, encoders: str) -> bool:
+    if encoders == "ht":
+        return True
+    from recipe_lib.encoders.clip import clip_image_size  # seconds, for those alone who use it
+
+    return crop == clip_image_size(model)
+
+
 # What single ranges cannot say: these combinations would stop a run in the middle.
 TOGETHER = [
     (("crop_size", "image_size"), lambda crop, stored: crop <= stored, "crop_size must be at most image_size"),
@@ -206,6 +214,7 @@ TOGETHER = [
         lambda encoders, pretrained, weights: encoders == "ht" or pretrained == bool(weights),
         "CLIP's towers have weights where both pretrained and clip_pretrained say so",
     ),
+    (("clip_model", "crop_size", "encoders"), _is_read, "crop_size must be the side of the photos that the CLIP reads"),
     (("text_tokens", "max_tokens"), lambda kind, most: kind == "words" or most >= 3, "two tokens are CLIP's own marks"),
     *(
         (
@@ -252,9 +261,14 @@ def load(
         values[key] = _checked(where, key, node, schema)
         places[key] = where
     for keys, holds, message in TOGETHER:
-        if set(keys) <= set(values) and not holds(*(values[key] for key in keys)):
+        if set(keys) <= set(values):
             where = next((places[key] for key in keys if key in places), keys[0])
-            raise ParamsError(f"{where}: {message}, got " + ", ".join(f"{key} {values[key]!r}" for key in keys))
+            try:
+                good = holds(*(values[key] for key in keys))
+            except ValueError as error:  # open_clip has no such model
+                raise ParamsError(f"{where}: {error}") from None
+            if not good:
+                raise ParamsError(f"{where}: {message}, got " + ", ".join(f"{key} {values[key]!r}" for key in keys))
     return values
 
 

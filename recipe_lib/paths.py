@@ -34,6 +34,11 @@ def resolve(path: str | Path) -> Path:
     return (repo_root() / Path(path).expanduser()).resolve()
 
 
+def resolve_if_there(name: str) -> str:
+    """A file or folder of the user as `resolve` gives it, or the name as it is: that of a published model, say."""
+    return str(resolve(name)) if name and resolve(name).exists() else name
+
+
 def study_dir(study: str) -> Path:
     """Folder of one study's results, outputs/<study>; CAUSAL_KITCHEN_OUTPUTS moves outputs/ elsewhere.
 

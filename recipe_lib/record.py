@@ -21,9 +21,11 @@ from recipe_lib.paths import resolve, study_dir
 # A new version of one of these can change a stage's numbers or figures.
 PACKAGES = (
     *("torch", "torchvision", "lightning", "timm", "tokenizers", "scikit-learn", "faiss-cpu"),
+    *("open_clip_torch", "transformers", "scikit-image", "scipy"),
     *("numpy", "pandas", "pyarrow", "pillow", "matplotlib", "seaborn"),
 )
-SOURCES = ("source_dir", "image_dir", "classes_file")  # parameters that name files from outside the study
+# Parameters that name files from outside the study, or may do so.
+SOURCES = ("source_dir", "image_dir", "classes_file", "clip_pretrained", "description_model", "segment_model")
 STUDIES = {"distances_from": "02_baseline_training/model.safetensors", "compare_with": "ranks.parquet"}  # of others
 _KEPT = ("manifest.json", "report.html", ".lock")  # the runner's own files, no stage's artefacts
 
@@ -73,7 +75,8 @@ def stage_inputs(notebook: Path, values: dict, earlier: str, package: Path) -> d
     code = notebook_code(notebook)
     modules = imported_modules(code, package)
     # Data files (ingredient tables and the like) belong to the modules beside them.
-    tables = sorted(path for folder in {path.parent for path in modules.values()} for path in folder.glob("*.[cj]s*"))
+    folders = {path.parent for path in modules.values()}
+    tables = sorted(path for folder in folders for path in folder.glob("*.[cjt][sx]*"))
     library = {name: ast.dump(ast.parse(path.read_bytes())) for name, path in modules.items()}
     library |= {str(path.relative_to(package)): path.read_bytes().hex() for path in tables}
     sources = {name: list(_identity(resolve(values[name]))) for name in SOURCES if values.get(name)}

@@ -221,15 +221,18 @@ def bag_ranks(pairs: Pairs, members: Tensor, block: int | None = None) -> Tensor
                         if 2 * len(few) < len(low):
                             part, busy = score.index_select(way, few), few
                     low, high = (x[busy].unsqueeze(1 - way) for x in (low, high))
-                    above = torch.gt(part, high, out=pairs.room(("above", way), *part.shape, part.dtype))
-                    between = torch.ge(part, low, out=pairs.room("between", *part.shape, part.dtype)).sub_(above)
-                    if level < 2 and between.sum() > CROWDED * score.numel():
+                    above = torch.gt(part, high, out=pairs.room(("above", way), *part.shape, torch.bool))
+                    open_ = torch.ge(part, low, out=pairs.room("open", *part.shape, torch.bool)).bitwise_xor_(above)
+                    cells = _cells(open_)
+                    if level < 2 and len(cells[0]) > CROWDED * score.numel():
                         start[way, at.start] = level + 1
                         break
-                    found.append((busy, above.float() if way == 0 else above.float().T, _cells(between.bool())))
+                    found.append((busy, above, cells))
             for way, (busy, above, cells) in enumerate(found):
                 others = members[strips[1 - way]]
-                counts[way].index_add_(0, busy + strips[way].start, (above @ others).int())
+                counted = pairs.room("counted", *above.shape, torch.float32).copy_(above)
+                counted = (counted if way == 0 else counted.T) @ others
+                counts[way].index_add_(0, busy + strips[way].start, counted.int())
                 if len(cells[0]):
                     i, j = (busy[x] if side == way else x for side, x in enumerate(cells))
                     settle(way, level, (i + top, j + left))

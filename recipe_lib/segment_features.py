@@ -14,8 +14,10 @@ from tqdm.auto import tqdm
 from recipe_lib.data.images import decode_jpeg
 from recipe_lib.data.store import Split
 from recipe_lib.models import RetrievalSystem
+from recipe_lib.paths import write_text
 
 BATCH = 256  # segments encoded together
+FLUSH = 200  # batches that a kill can lose
 
 
 def segment_features(system: RetrievalSystem, split: Split, folder: Path, *, first_only: bool = False) -> Path:
@@ -42,10 +44,17 @@ def segment_features(system: RetrievalSystem, split: Split, folder: Path, *, fir
     encoder.tower.to(device)
     partial = path.with_suffix(".partial")
     shape = (len(photos), max(1, int(counts.max(initial=0))), encoder.tower.dim)
-    features = np.lib.format.open_memmap(partial, "w+", np.float32, shape)
+    # An interrupted run goes on: `.rows` says up to where its features are on the disk.
+    finished = partial.with_suffix(".rows")
+    done = int(finished.read_text()) if partial.is_file() and finished.is_file() else 0
+    features = np.lib.format.open_memmap(partial, "r+" if done else "w+", np.float32, None if done else shape)
     step = max(1, BATCH // shape[1])
-    steps = range(0, len(photos), step)
-    for start in tqdm(steps, desc=f"segments of {split.name}", mininterval=5, maxinterval=30, disable=None):
+    steps = range(done, len(photos), step)
+    shown = tqdm(steps, desc=f"segments of {split.name}", mininterval=5, maxinterval=30, disable=None)
+    for number, start in enumerate(shown):
+        if number and number % FLUSH == 0:
+            features.flush()
+            write_text(finished, str(start))
         rows = photos[start : start + step]
         inside = np.arange(shape[1]) < counts[rows][:, None]
         if inside.any():
@@ -53,6 +62,7 @@ def segment_features(system: RetrievalSystem, split: Split, folder: Path, *, fir
             features[start : start + step][inside] = found
     features.flush()
     os.replace(partial, path)
+    finished.unlink(missing_ok=True)
     return path
 
 

@@ -311,5 +311,7 @@ def test_studies_beside_each_other(clip_store, tmp_path, monkeypatch):
     assert row["difference_low"] < row["difference"] < row["difference_high"] < 0
     with pytest.raises(ValueError, match=r"none/ranks\.parquet is not there; run the study none first"):
         beside(own, ["none"], split)
+    with pytest.raises(ValueError, match="two studies call themselves H-T, seed 1"):
+        beside(own, ["one", "one"], split)
     with pytest.raises(ValueError, match="iid of the study one holds other recipes"):
         beside(own, ["one"], Renamed(clip_store.split("val"), "iid"))

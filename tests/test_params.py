@@ -258,6 +258,8 @@ def test_the_shared_empty_file(schema):
         ("val_share: 0.6\ntest_share: 0.5", "shares"),
         ("source: cookbook", "source_dir"),
         ("variants: [oracle]", "variants must hold"),
+        ("compare_with: [../x]", "not a folder name"),
+        ("distances_from: a/b", "not a folder name"),
         ("encoders: clip", "text_tokens clip"),
         ("text_tokens: clip", "the others words"),
         ("segments: 4", "read by encoders clip alone"),
@@ -265,6 +267,8 @@ def test_the_shared_empty_file(schema):
         ("encoders: clip\ntext_tokens: clip\npretrained: true", "have weights where both"),
         ("encoders: clip\ntext_tokens: clip\nclip_pretrained: openai", "have weights where both"),
         ("text_tokens: clip\nmax_tokens: 2\nencoders: clip", "CLIP's own marks"),
+        ("crop_size: 48\ntext_tokens: clip\nencoders: clip", "side of the photos that the CLIP reads"),
+        ("clip_model: ViT-B-1\ntext_tokens: clip\nencoders: clip", "no such model; near: ViT-B"),
         ("description_backend: llm", "description_model must name the model"),
         ("segment_backend: sam", "segment_model must name the model"),
     ],
@@ -280,7 +284,8 @@ def test_impossible_combinations_stop_before_the_start(tmp_path, lines, word):
 def test_a_method_has_a_folder_beside_the_study_it_is_put_on():
     schema = declared(NOTEBOOKS)
     methods = sorted((ROOT / "params/methods").glob("*.yaml"))
-    for data in ("kitchen", "smoke", "recipe1m"):
+    for data in ("kitchen", "cookbook", "recipe1m"):
         for method in methods:
-            values = load([ROOT / f"params/{data}.yaml", method], [], schema)
+            crop = [("crop_size", "56")] * (data == "cookbook")
+            values = load([ROOT / f"params/{data}.yaml", method], crop, schema)
             assert values["study"] == f"{data}_{method.stem}"

@@ -130,6 +130,23 @@ def test_source_data_counts_by_name_size_and_time(tiny_study):
     assert len(seen) == 4
 
 
+def test_what_is_read_of_other_studies_counts(tiny_study, monkeypatch):
+    monkeypatch.setenv("CAUSAL_KITCHEN_OUTPUTS", str(tiny_study / "outputs"))
+
+    def digest() -> str:
+        values = {"compare_with": ["one", "two"], "distances_from": "one"}
+        return record.stage_inputs(tiny_study / "notebooks/01_prepare.ipynb", values, "", tiny_study)["sources"]
+
+    seen = {digest()}
+    for name in ("two/ranks.parquet", "one/02_baseline_training/model.safetensors", "one/ranks.parquet"):
+        path = tiny_study / "outputs" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("1")
+        seen.add(digest())
+    (tiny_study / "outputs/one/results.csv").write_text("not read")
+    assert len(seen | {digest()}) == 4
+
+
 # ---- parts of a run ----
 
 

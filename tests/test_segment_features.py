@@ -26,6 +26,31 @@ def test_features_are_those_of_each_segment(system, clip_store, tmp_path):
         assert not features[row, len(pictures) :].any()
 
 
+def test_an_interrupted_run_goes_on(system, clip_store, tmp_path, monkeypatch):
+    split, encode = clip_store.split("train"), type(system.segment_encoder).features
+    whole = np.load(segment_features(system, split, tmp_path / "."))
+    (path,) = tmp_path.glob("*.npy")
+    path.unlink()
+    monkeypatch.setattr("recipe_lib.segment_features.BATCH", 12)
+    monkeypatch.setattr("recipe_lib.segment_features.FLUSH", 2)
+    calls = []
+
+    def killed(self, segments):
+        calls.append(len(segments))
+        if len(calls) == 8:
+            raise KeyboardInterrupt
+        return encode(self, segments)
+
+    monkeypatch.setattr(type(system.segment_encoder), "features", killed)
+    with pytest.raises(KeyboardInterrupt):
+        segment_features(system, split, tmp_path)
+    assert not path.exists()
+    again = np.load(segment_features(system, split, tmp_path))
+    np.testing.assert_allclose(again, whole, rtol=1e-4, atol=1e-4)
+    assert len(calls) == 8 + (len(split) // 4 - 6), "six of the batches were on the disk"
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
 def test_they_are_kept_for_the_tower_that_made_them(system, clip_store, tmp_path, monkeypatch):
     split = clip_store.split("val")
     path = segment_features(system, split, tmp_path, first_only=True)

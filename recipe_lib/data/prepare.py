@@ -88,8 +88,9 @@ def prepare(
     if folder.is_dir() and not partial.exists():
         try:
             shutil.copytree(folder, partial, copy_function=os.link)
-        except OSError:  # no hard links on this file system: every shard is made again
+        except OSError:  # no hard links on this file system
             shutil.rmtree(partial, ignore_errors=True)
+            shutil.copytree(folder, partial)
     (partial / "shards").mkdir(parents=True, exist_ok=True)
     with Workers(workers) as pool:
         card = _write_store(recipes, partial, config, classes, pool)

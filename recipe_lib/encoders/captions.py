@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recipe_lib.data.clip_text import CONTEXT, clip_ids, clip_tokens
+from recipe_lib.data.clip_text import CONTEXT, clip_ids
 from recipe_lib.data.loading import RecipeBatch
-from recipe_lib.encoders.clip import ImageTower, TextTower, clip_towers
+from recipe_lib.encoders.clip import ImageTower, TextTower
 from recipe_lib.encoders.recipe import RecipeFeatures
 
 
@@ -81,31 +77,3 @@ class CaptionEncoder(nn.Module):
         for row, text in zip(tokens, texts, strict=True):
             row[: len(text) + 2] = torch.tensor([start, *text, end])
         return tokens.to(recipes.tokens.device)
-
-
-class FoodRank:
-    """How much like "a picture of food" a CLIP finds each crop: the rank of segments that DAR takes.
-
-    Args:
-        model, pretrained: as `clip_towers` takes them.
-
-    Shape:
-        crops (m, H, W, 3) uint8 -> m cosines.
-    """
-
-    def __init__(self, model: str, pretrained: str, *, device: str = "cpu"):
-        self.image, text = clip_towers(model, pretrained=pretrained)
-        self.image.to(device)
-        self.device, self.name = device, f"{model} {pretrained}"
-        with torch.inference_mode():
-            self.food = F.normalize(text(clip_tokens(["a picture of food"], CONTEXT)), dim=1).to(device)
-
-    def __str__(self) -> str:
-        """What decides its scores."""
-        return self.name
-
-    @torch.inference_mode()
-    def __call__(self, crops: np.ndarray) -> Sequence[float]:
-        pixels = torch.from_numpy(crops).permute(0, 3, 1, 2).float().to(self.device)
-        pixels = F.interpolate(pixels, self.image.size, mode="bicubic", antialias=True).clamp(0, 255)
-        return (F.normalize(self.image.pool(self.image(pixels)), dim=1) @ self.food.T)[:, 0].tolist()

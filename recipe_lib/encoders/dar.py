@@ -61,7 +61,7 @@ class DARRecipeEncoder(nn.Module):
 
     CLIP's text tower with an adapter set a component reads the sentences; for ingredients and instructions a
     transformer reads the sentence vectors. Each distinct sentence of the batch is encoded once a component. A component
-    without a sentence is a zero vector.
+    without a sentence is a zero vector (the store gives it an empty sentence).
 
     Args:
         tower: becomes a part of this module.

@@ -155,3 +155,15 @@ def test_other_recipes_take_the_old_ones_along(folder, tmp_path):
         Store(folder).split("train").description_tokens(np.arange(1))
     with pytest.raises(DataError, match="no segments here"):
         Store(folder).split("train").segments(0)
+
+
+def test_a_recipe_without_steps_has_an_empty_one(tmp_path):
+    recipes = [recipe(0, instructions=[], ingredients=["", "salt", "salt"], images=[PLAIN]), recipe(1, title="")]
+    recipes += [recipe(2, "val"), recipe(3, "test")]
+    prepare(recipes, tmp_path / "data", StoreConfig(64, 1, 1, max_sentences=15, max_tokens=20, text_tokens="clip"))
+    add_descriptions(tmp_path / "data", None, tmp_path / "cache")
+    split = Store(tmp_path / "data").split("train")
+    sentences = range(split.recipe_start[0], split.recipe_start[1])
+    words = [split.words[split.sentence_start[i] : split.sentence_start[i + 1]].tolist() for i in sentences]
+    assert words == [clip_ids(text, 20) for text in ("Soup 0", "salt", "salt", "")]
+    assert split.descriptions[1].startswith("A photo of a dish of food")

@@ -17,6 +17,7 @@ from recipe_lib.encoders.dar import (
     DescriptionEncoder,
     SegmentEncoder,
 )
+from recipe_lib.encoders.food import FoodRank
 from recipe_lib.models import parameter_table
 
 SMALL = "kitchen-clip-small"
@@ -266,10 +267,10 @@ def test_photo_encoder_has_the_interface_of_the_others(towers):
     embedding = encoder.embed(features)
     assert embedding.shape == (3, 8) and embedding.abs().max() < 1 and torch.equal(encoder(IMAGES), embedding)
     towers[0].visual.ln_post, kept = nn.Identity(), towers[0].visual.ln_post
-    tokens = torch.arange(50.0)[None, :, None].expand(1, 50, 128)
+    tokens = torch.arange(17.0)[None, :, None].expand(1, 17, 128)
     grid = encoder.feature_map(tokens)[0, 0]
     towers[0].visual.ln_post = kept
-    assert grid[2, 3] == 1 + 7 * 2 + 3, "row by row, the class token left out"
+    assert grid[2, 3] == 1 + 4 * 2 + 3, "row by row, the class token left out"
 
 
 def test_recipes_do_not_depend_on_their_company(towers):
@@ -429,3 +430,22 @@ def test_parameters_of_the_papers_model():
     assert table.loc["description.adapters", "trainable"] == 12 * 2 * (2 * 512 * 64 + 64 + 512)
     assert "description.tower" not in table.index and "segment.tower" not in table.index
     assert (table.loc["total"] == table.drop("total").sum()).all()
+
+
+# ---- a picture of food ----
+
+
+def test_food_rank_is_the_cosine_to_a_picture_of_food(tmp_path):
+    torch.manual_seed(3)
+    image, text = clip_towers(SMALL)
+    save_clip(tmp_path / "clip.safetensors", image, text)
+    rank = FoodRank(SMALL, str(tmp_path / "clip.safetensors"))
+    crops = IMAGES.permute(0, 2, 3, 1).numpy()
+    food = text(clip_tokens(["a picture of food"], 77))
+    expected = torch.cosine_similarity(image.pool(image(IMAGES)), food)
+    torch.testing.assert_close(torch.tensor(rank(crops)), expected, rtol=1e-3, atol=1e-4)
+    larger = crops.repeat(4, 1).repeat(4, 2)  # 224 pixels, as segments are cut for ranking
+    torch.testing.assert_close(torch.tensor(rank(larger)), expected, rtol=0, atol=0.05)
+    assert str(tmp_path) in str(rank)
+    with pytest.raises(ValueError, match="neither a file nor weights"):
+        FoodRank(SMALL, "no-such-weights")
