@@ -14,7 +14,7 @@ parser = argparse.ArgumentParser(
     description=__doc__,
     epilog="python -m tests.benchmarks.NAME --help: sizes and runs of one",
 )
-parser.add_argument("names", nargs="*", choices=[*NAMES, []], help=f"{', '.join(NAMES)}; default: all, about an hour")
+parser.add_argument("names", nargs="*", choices=[*NAMES, []], help=f"{', '.join(NAMES)}; default: all, some two hours")
 for name in parser.parse_args().names or NAMES:
     print(f"\n## {name}\n", flush=True)
     if status := subprocess.run([sys.executable, "-m", f"tests.benchmarks.{name}"], check=False).returncode:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from recipe_lib.encoders import ImageEncoder
+from recipe_lib.encoders.image import ImageEncoder
 
 IMAGES = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from recipe_lib.data.loading import RecipeBatch
-from recipe_lib.encoders import RecipeEncoder
 from recipe_lib.encoders.packed import MaskedTransformer, Packing, _dropout
+from recipe_lib.encoders.recipe import RecipeEncoder
 
 
 def make(**kw):
