@@ -39,7 +39,7 @@ class SearchIndex:
             raise ValueError(f"kind of index {kind!r}; one of {', '.join(kinds)}")
         index = faiss.index_factory(d, kinds[kind], faiss.METRIC_INNER_PRODUCT)
         if kind == "approximate":
-            index.nprobe = -(-lists // 16)
+            index.nprobe = -(-lists // 8)
             index.train(_unit(embeddings[np.random.default_rng(0).permutation(n)[: 64 * lists + 1000]]))
         for start in range(0, n, 1 << 14):
             index.add(_unit(embeddings[start : start + (1 << 14)], start))
