@@ -98,6 +98,12 @@ class SystemConfig:
     segments: int = 0
     debiasing: Debiasing = field(default_factory=Debiasing)
 
+    @property
+    def recipe_transformer(self) -> dict:
+        """Arguments of the recipe encoders' transformers."""
+        names = ("layers", "heads", "feedforward")
+        return {name: getattr(self, f"recipe_{name}") for name in names} | {"dropout": self.dropout}
+
     def to_dict(self) -> dict:
         return asdict(self)
 
@@ -162,13 +168,7 @@ class RetrievalSystem(nn.Module):
             config.image_model, config.embed_dim, pretrained=config.pretrained, model_args=config.image_model_args
         )
         self.recipe_encoder = RecipeEncoder(
-            config.vocabulary,
-            config.embed_dim,
-            dim=config.recipe_dim,
-            layers=config.recipe_layers,
-            heads=config.recipe_heads,
-            feedforward=config.recipe_feedforward,
-            dropout=config.dropout,
+            config.vocabulary, config.embed_dim, dim=config.recipe_dim, **config.recipe_transformer
         )
 
     def _build_clip(self) -> None:
@@ -176,15 +176,7 @@ class RetrievalSystem(nn.Module):
         image, text = clip_towers(config.clip_model, pretrained=config.clip_pretrained, load=config.pretrained)
         adapters = {"width": config.adapter_width, "reduction": config.adapter_reduction}
         self.image_encoder = DARImageEncoder(image, config.embed_dim, **adapters)
-        self.recipe_encoder = DARRecipeEncoder(
-            text,
-            config.embed_dim,
-            **adapters,
-            layers=config.recipe_layers,
-            heads=config.recipe_heads,
-            feedforward=config.recipe_feedforward,
-            dropout=config.dropout,
-        )
+        self.recipe_encoder = DARRecipeEncoder(text, config.embed_dim, **adapters, **config.recipe_transformer)
         if config.descriptions:
             own = adapters if config.descriptions == "adapted" else {"width": 0}
             self.description_encoder = DescriptionEncoder(text, config.embed_dim, **own)

@@ -56,9 +56,10 @@ class Parameter:
             if not _allowed(item, self.constraint):
                 return f"{item!r} is not in {self.constraint}"
         if self.name in ("study", "distances_from", "compare_with"):
-            for study in value if isinstance(value, list) else [value] * bool(value or self.name == "study"):
+            for study in value if isinstance(value, list) else [value]:
                 try:
-                    study_dir(study)
+                    if study or self.name == "study":  # the others may be left empty
+                        study_dir(study)
                 except ValueError as error:
                     return str(error)
         return ""

@@ -25,7 +25,7 @@ from lightning.fabric.plugins.environments import LightningEnvironment, TorchEla
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.strategies import DDPStrategy
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -34,9 +34,10 @@ from recipe_lib import distributed
 from recipe_lib.data.loading import Batch, InOrder, PairedBatches, StudyDataset, loader
 from recipe_lib.data.store import TEXT_ONLY, Store
 from recipe_lib.losses import asymmetric_loss, circle_loss, triplet_loss
-from recipe_lib.models import RetrievalSystem, SystemConfig
+from recipe_lib.models import RetrievalSystem
 from recipe_lib.paths import write_text
 from recipe_lib.retrieval import evaluate
+from recipe_lib.saving import load_system, save_system
 from recipe_lib.segment_features import load_features, segment_features
 
 
@@ -297,13 +298,7 @@ def fit(
         warnings.simplefilter("ignore", PossibleUserWarning)
         # Lightning's own use of torch: nothing that a reader of the notebook could act on.
         warnings.simplefilter("ignore", FutureWarning)
-        # Captions have no components for text-only recipes to train.
-        text_only = bool(system.projections) and config.self_supervised_weight > 0
-        extras = {
-            "descriptions": system.description_encoder is not None,
-            "segments": None if segments is None else load_features(system, segments),
-        }
-        loaders = _loaders(store, config, trainer.global_rank, trainer.world_size, text_only, extras)
+        loaders = _loaders(system, store, config, segments, trainer.global_rank, trainer.world_size)
         trainer.fit(task, *loaders, ckpt_path=resume, weights_only=True)
     history = pd.DataFrame(recorder.history)
     if trainer.is_global_zero:
@@ -341,11 +336,21 @@ def make_trainer(config: TrainingConfig, folder: Path, callbacks: list[Callback]
 
 
 def _loaders(
-    store: Store, config: TrainingConfig, rank: int, world: int, text_only: bool, extras: dict
+    system: RetrievalSystem, store: Store, config: TrainingConfig, segments: Path | None, rank: int, world: int
 ) -> tuple[DataLoader, DataLoader]:
     pairs, val = store.split("train"), store.split("val")
-    text = store.split(TEXT_ONLY) if text_only and TEXT_ONLY in store.card["recipes"] else None
-    train_set = StudyDataset(pairs, config.crop_size, text_only=text, augment=True, seed=config.seed, **extras)
+    # Captions have no components for text-only recipes to train.
+    wanted = system.projections and config.self_supervised_weight and TEXT_ONLY in store.card["recipes"]
+    text = store.split(TEXT_ONLY) if wanted else None
+    train_set = StudyDataset(
+        pairs,
+        config.crop_size,
+        text_only=text,
+        augment=True,
+        seed=config.seed,
+        descriptions=system.description_encoder is not None,
+        segments=None if segments is None else load_features(system, segments),
+    )
     share = {"rank": rank, "world": world}
     texts = len(text) if text else 0
     batches = PairedBatches(len(pairs), config.batch_size, text_only=texts, seed=config.seed, **share)
@@ -378,27 +383,3 @@ def _resumable(path: Path, started_as: str) -> Path | None:
         return None
     print(f"resuming from {path.name}")
     return path
-
-
-def save_system(system: RetrievalSystem, folder: Path) -> None:
-    """Weights as safetensors, architecture as JSON."""
-    weights = {k: v.contiguous() for k, v in system.state_dict().items()}
-    partial = folder / "model.partial"
-    save_file(weights, partial)
-    os.replace(partial, folder / "model.safetensors")
-    write_text(folder / "system.json", json.dumps(system.config.to_dict(), indent=1))
-
-
-def load_system(folder: Path) -> RetrievalSystem:
-    """The system that `train` left in `folder`, in evaluation mode.
-
-    Raises:
-        FileNotFoundError: nothing was trained there.
-    """
-    if not (folder / "model.safetensors").is_file():
-        raise FileNotFoundError(f"{folder}: no trained system here; run the training notebook of this study first")
-    values = json.loads((folder / "system.json").read_text())
-    # Every weight comes from the file: nothing is to be fetched.
-    system = RetrievalSystem(SystemConfig.from_dict(values | {"pretrained": False}))
-    system.load_state_dict(load_file(folder / "model.safetensors"))
-    return system.eval()

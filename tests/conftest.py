@@ -7,12 +7,13 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 
 from recipe_lib.data.augment import add_descriptions, add_segments
 from recipe_lib.data.kitchen import KitchenConfig, cook
 from recipe_lib.data.prepare import StoreConfig, prepare
 from recipe_lib.data.store import Store
-from recipe_lib.models import SystemConfig
+from recipe_lib.models import RetrievalSystem, SystemConfig
 
 STUDY = 'study: str = "kitchen"  # folder of the results below outputs/\n'
 # Where a stage may be told to misbehave: it logs that it ran, outside outputs/.
@@ -114,3 +115,9 @@ def clip_config(clip_store) -> SystemConfig:
         embed_dim=16, adapter_width=8, recipe_layers=1, recipe_heads=2, recipe_feedforward=32, dropout=0.1,
         descriptions="adapted", segments=3,
     )  # fmt: skip
+
+
+@pytest.fixture
+def dar(clip_config) -> RetrievalSystem:
+    torch.manual_seed(0)
+    return RetrievalSystem(clip_config).eval()

@@ -28,7 +28,8 @@ from recipe_lib.evaluation import encode
 from recipe_lib.models import VARIANTS, RetrievalSystem, SystemConfig
 from recipe_lib.params import ParamsError, declared, load
 from recipe_lib.retrieval import evaluate
-from recipe_lib.training import TrainingConfig, TrainingTask, load_system, make_trainer, train
+from recipe_lib.saving import load_system
+from recipe_lib.training import TrainingConfig, TrainingTask, make_trainer, train
 
 ROOT = Path(__file__).parent.parent
 # No dropout, and no crop: what is left of augmentation, the flip, is drawn by each process for its own photos.

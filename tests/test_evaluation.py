@@ -7,29 +7,25 @@ import pytest
 import torch
 
 from recipe_lib.causal import ingredient_dictionary
+from recipe_lib.comparisons import beside, compare, compare_falls, intervals, sentence
 from recipe_lib.data.images import decode_jpeg
 from recipe_lib.data.loading import recipe_batch
 from recipe_lib.evaluation import (
     COLUMNS,
-    beside,
     classifier_metrics,
-    compare,
-    compare_falls,
     distances,
     encode,
     encode_beside,
     encode_recipes,
     ingredient_lines,
-    intervals,
     queries,
     score,
-    sentence,
     twin_accuracy,
     write_results,
 )
 from recipe_lib.models import VARIANTS, RetrievalSystem, attach, bare_towers
 from recipe_lib.retrieval import cross_modal_ranks
-from recipe_lib.training import save_system
+from recipe_lib.saving import save_system
 
 KEY = {"system": "H-T", "variant": "v", "seed": 1, "split": "iid"}
 
@@ -199,12 +195,6 @@ def test_results_are_written_whole(tmp_path):
 
 
 # ---- products of distances ----
-
-
-@pytest.fixture
-def dar(clip_config):
-    torch.manual_seed(0)
-    return RetrievalSystem(clip_config)
 
 
 def test_descriptions_and_segments_of_a_split(dar, clip_store, tmp_path):

@@ -111,12 +111,6 @@ def test_attaching_to_another_architecture_is_an_error(baseline):
 
 
 @pytest.fixture
-def dar(clip_config):
-    torch.manual_seed(0)
-    return RetrievalSystem(clip_config).eval()
-
-
-@pytest.fixture
 def clip_batch(clip_store):
     rows = torch.arange(6).numpy()
     features = torch.randn(96, 3, 128, generator=torch.Generator().manual_seed(0)).numpy()

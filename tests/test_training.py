@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from recipe_lib.evaluation import encode
 from recipe_lib.models import RetrievalSystem, bare_towers
 from recipe_lib.retrieval import evaluate
-from recipe_lib.training import TrainingConfig, learning_rate, load_system, train
+from recipe_lib.saving import load_system
+from recipe_lib.training import TrainingConfig, learning_rate, train
 
 CONFIG = TrainingConfig(
     epochs=3, batch_size=32, crop_size=48, optimizer="adamw", learning_rate=2e-3, lr_schedule="cosine", seed=5

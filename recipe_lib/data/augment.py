@@ -10,7 +10,6 @@ made again; what a slow model was interrupted at goes on within the shard.
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 from collections import Counter
@@ -20,13 +19,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 from tqdm.auto import tqdm
 
 from recipe_lib.data.clip_text import CONTEXT, clip_ids
 from recipe_lib.data.cues import describe_cues
 from recipe_lib.data.descriptions import LLMDescriber
-from recipe_lib.data.images import decode_jpeg
+from recipe_lib.data.images import decode_jpeg, to_jpeg
 from recipe_lib.data.parallel import Workers
 from recipe_lib.data.segments import Rank, SamSegmenter, Segment, cut, superpixel_segments
 from recipe_lib.data.shards import digest, finished, nested, parquet, save
@@ -83,10 +81,10 @@ def add_segments(
     Returns:
         The data card, with how many segments there are and how many photos have none.
     """
-    jobs = [(folder, number, n, size) for number in _numbers(folder)]
+    jobs = [(folder, number, n, size, sam, rank) for number in _numbers(folder)]
     # A model stays in this process, which may have a GPU.
     with Workers(1 if sam or rank else workers) as pool:
-        done = pool.map(_segment_shard, ((*job, sam, rank) for job in jobs))
+        done = pool.map(_segment_shard, jobs)
         records = list(tqdm(done, "segmented shards", len(jobs), mininterval=5, disable=None))
     counts = {key: sum(record[key] for record in records) for key in ("photos", "segments", "photos_without")}
     return _note(folder, "segments", records, {"n": n, "size": size} | counts)
@@ -208,12 +206,6 @@ def _segment(photos: list[bytes], n: int, size: int, find: Callable, rank: Rank 
     """A line of JSON with the bytes of each photo's segments, then the segments."""
     decoded = [np.asarray(decode_jpeg(photo)) if photo else None for photo in photos]
     found = iter(find([pixels for pixels in decoded if pixels is not None], n=n, rank=rank))
-    rows = [[] if p is None else [_jpeg(cut(p, segment, size)) for segment in next(found)] for p in decoded]
+    rows = [[] if p is None else [to_jpeg(cut(p, segment, size), size) for segment in next(found)] for p in decoded]
     head = json.dumps([[len(part) for part in row] for row in rows]).encode()
     return b"\n".join([head, b"".join(part for row in rows for part in row)])
-
-
-def _jpeg(pixels: np.ndarray) -> bytes:
-    out = io.BytesIO()
-    Image.fromarray(pixels).save(out, "JPEG", quality=90)
-    return out.getvalue()

@@ -27,6 +27,7 @@ from tokenizers import Tokenizer
 
 from recipe_lib.data.ingredients import IngredientClasses
 from recipe_lib.data.recipe import DataError
+from recipe_lib.paths import study_dir
 
 TEXT_ONLY = "text_only"  # training recipes without a photo: they train the self-supervised loss alone
 
@@ -54,6 +55,11 @@ class Store:
             raise DataError(f"{self.folder}: no split {name!r}; it has {', '.join(self.card['recipes'])}")
         extras = {kind: self.card[kind] for kind in ("descriptions", "segments") if kind in self.card}
         return Split(self.folder / name, len(self.classes.names), extras)
+
+
+def study_store(study: str) -> Store:
+    """What notebook 1 of a study prepared."""
+    return Store(study_dir(study) / "01_data_preparation" / "data")
 
 
 class Split:

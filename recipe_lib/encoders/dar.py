@@ -6,19 +6,16 @@ so that a system's state holds each tower once, and moves and freezes it once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recipe_lib.data.loading import RecipeBatch
+from recipe_lib.encoders.captions import CLIPImageEncoder
 from recipe_lib.encoders.clip import ImageTower, TextTower
 from recipe_lib.encoders.packed import MaskedTransformer
-from recipe_lib.encoders.recipe import COMPONENTS, RecipeFeatures
+from recipe_lib.encoders.recipe import COMPONENTS, HierarchicalEncoder
 
 
-class DARImageEncoder(nn.Module):
+class DARImageEncoder(CLIPImageEncoder):
     """Photo -> CLIP with adapters -> Linear -> tanh. The interface of `ImageEncoder`.
 
     Args:
@@ -31,14 +28,9 @@ class DARImageEncoder(nn.Module):
     """
 
     def __init__(self, tower: ImageTower, embed_dim: int, *, width: int = 64, reduction: int = 0):
-        super().__init__()
-        self.tower, self.adapters = tower, tower.adapters(width, reduction)
+        super().__init__(tower)
+        self.adapters = tower.adapters(width, reduction)
         self.fc = nn.Linear(tower.dim, embed_dim)
-
-    @property
-    def channels(self) -> int:
-        """C, channels of the feature map."""
-        return self.tower.width
 
     def features(self, images: Tensor) -> Tensor:
         """Tokens after the last block, the class token first."""
@@ -48,20 +40,12 @@ class DARImageEncoder(nn.Module):
         """(B, D) in (-1, 1)."""
         return torch.tanh(self.fc(self.tower.pool(features)))
 
-    def feature_map(self, features: Tensor) -> Tensor:
-        """(B, C, h, w): the patch tokens on their grid."""
-        return self.tower.patches(features)
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.embed(self.features(images))
-
-
-class DARRecipeEncoder(nn.Module):
+class DARRecipeEncoder(HierarchicalEncoder):
     """Title, ingredients and instructions -> one vector.
 
     CLIP's text tower with an adapter set a component reads the sentences; for ingredients and instructions a
-    transformer reads the sentence vectors. Each distinct sentence of the batch is encoded once a component. A component
-    without a sentence is a zero vector (the store gives it an empty sentence).
+    transformer reads the sentence vectors.
 
     Args:
         tower: becomes a part of this module.
@@ -98,32 +82,7 @@ class DARRecipeEncoder(nn.Module):
         return self.tower.dim
 
     def encode_sentences(self, component: str, tokens: Tensor) -> Tensor:
-        """First level: token ids (U, L) -> sentence vectors (U, E). The dictionary is made from these."""
         return self.tower(tokens, self.adapters[component])
-
-    def join_sentences(self, component: str, sentences: Tensor, rows: Tensor) -> Tensor:
-        """Second level: sentence vectors (U, E); rows of them (B,) or (B, S), -1 for none -> (B, E)."""
-        some = (rows >= 0).view(len(rows), -1).any(1)
-        if component in self.sentences:
-            encoded = self.sentences[component].gather(sentences, rows[some], rows[some] >= 0)
-        else:
-            encoded = F.embedding(rows[some], sentences)
-        return encoded.new_zeros(len(rows), self.dim).index_copy(0, some.nonzero()[:, 0], encoded)
-
-    def embed(self, components: Sequence[Tensor]) -> RecipeFeatures:
-        """The three components (B, E) and their embedding."""
-        return RecipeFeatures(torch.tanh(self.fc(torch.cat(list(components), 1))), tuple(components))
-
-    def forward(self, recipes: RecipeBatch) -> RecipeFeatures:
-        return self.embed([self._component(name, getattr(recipes, name), recipes.tokens) for name in COMPONENTS])
-
-    def _component(self, name: str, rows: Tensor, tokens: Tensor) -> Tensor:
-        """rows (B,) or (B, S) of tokens, -1 where there is none -> (B, E)."""
-        mask = rows >= 0
-        if not mask.any():
-            return self.fc.weight.new_zeros(len(rows), self.dim)
-        used, which = rows[mask].unique(return_inverse=True)
-        return self.join_sentences(name, self.encode_sentences(name, tokens[used]), rows.masked_scatter(mask, which))
 
 
 class _Referring(nn.Module):

@@ -23,11 +23,51 @@ class RecipeFeatures(NamedTuple):
     components: tuple[Tensor, Tensor, Tensor]
 
 
-class RecipeEncoder(nn.Module):
+class HierarchicalEncoder(nn.Module):
+    """What encoders of recipes by sentences have in common; a subclass says how a sentence is read.
+
+    It has `dim` (E), `fc` and `sentences`: transformers over the sentence vectors of ingredients and of instructions.
+    Only real sentences are encoded, each distinct one of the batch once a component. A component without a sentence is
+    a zero vector (the store gives it an empty sentence).
+
+    Shape:
+        RecipeBatch of B recipes -> embedding (B, D), three components (B, E).
+    """
+
+    def encode_sentences(self, component: str, tokens: Tensor) -> Tensor:
+        """First level: token ids (U, L) -> sentence vectors (U, E). The dictionary is made from these."""
+        raise NotImplementedError
+
+    def join_sentences(self, component: str, sentences: Tensor, rows: Tensor) -> Tensor:
+        """Second level: sentence vectors (U, E); rows of them (B,) or (B, S), -1 for none -> (B, E)."""
+        some = (rows >= 0).view(len(rows), -1).any(1)
+        if component in self.sentences:
+            encoded = self.sentences[component].gather(sentences, rows[some], rows[some] >= 0)
+        else:
+            encoded = F.embedding(rows[some], sentences)
+        return encoded.new_zeros(len(rows), self.dim).index_copy(0, some.nonzero()[:, 0], encoded)
+
+    def embed(self, components: Sequence[Tensor]) -> RecipeFeatures:
+        """The three components (B, E) and their embedding."""
+        return RecipeFeatures(torch.tanh(self.fc(torch.cat(list(components), 1))), tuple(components))
+
+    def forward(self, recipes: RecipeBatch) -> RecipeFeatures:
+        return self.embed([self._component(name, getattr(recipes, name), recipes.tokens) for name in COMPONENTS])
+
+    def _component(self, name: str, rows: Tensor, tokens: Tensor) -> Tensor:
+        """rows (B,) or (B, S) of tokens, -1 where there is none -> (B, E)."""
+        mask = rows >= 0
+        if not mask.any():
+            return self.fc.weight.new_zeros(len(rows), self.dim)
+        used, which = rows[mask].unique(return_inverse=True)
+        return self.join_sentences(name, self.encode_sentences(name, tokens[used]), rows.masked_scatter(mask, which))
+
+
+class RecipeEncoder(HierarchicalEncoder):
     """Title, ingredients and instructions -> one vector.
 
     A first transformer a component reads the words of a sentence; a second one, for ingredients and instructions,
-    reads the sentence vectors. Only real sentences are encoded, each distinct one of the batch once a component.
+    reads the sentence vectors.
 
     Args:
         vocabulary: V, number of words.
@@ -64,25 +104,4 @@ class RecipeEncoder(nn.Module):
         return self.word.embedding_dim
 
     def encode_sentences(self, component: str, tokens: Tensor) -> Tensor:
-        """First level: token ids (U, L) -> sentence vectors (U, E). The dictionary is made from these."""
         return self.words[component].gather(self.word.weight, tokens, tokens != PAD)
-
-    def join_sentences(self, component: str, sentences: Tensor, rows: Tensor) -> Tensor:
-        """Second level: sentence vectors (U, E); rows of them (B,) or (B, S), -1 for none -> (B, E)."""
-        if component in self.sentences:
-            return self.sentences[component].gather(sentences, rows, rows >= 0)
-        return F.embedding(rows, sentences)
-
-    def embed(self, components: Sequence[Tensor]) -> RecipeFeatures:
-        """The three components (B, E) and their embedding."""
-        return RecipeFeatures(torch.tanh(self.fc(torch.cat(list(components), 1))), tuple(components))
-
-    def forward(self, recipes: RecipeBatch) -> RecipeFeatures:
-        components = []
-        for name in COMPONENTS:
-            rows = getattr(recipes, name)
-            mask = rows >= 0
-            used, which = rows[mask].unique(return_inverse=True)
-            sentences = self.encode_sentences(name, recipes.tokens[used])
-            components.append(self.join_sentences(name, sentences, rows.masked_scatter(mask, which)))
-        return self.embed(components)

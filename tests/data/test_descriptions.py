@@ -13,7 +13,7 @@ from recipe_lib.data.descriptions import LLMDescriber, clean_answer
 from recipe_lib.data.kitchen import KitchenConfig, cook
 from recipe_lib.data.recipe import DataError
 
-SHARED = Path("/work/shared/data")
+SHARED = Path(__file__).parents[3] / "shared/data"
 SOUP = ("Tomato soup", ["4 tomatoes, diced", "1 cup cream", "1 tsp salt"], ["Simmer the tomatoes.", "Top with basil."])
 
 

@@ -10,7 +10,7 @@ from recipe_lib.data.images import decode_jpeg, read_image, to_jpeg
 from recipe_lib.data.kitchen import KitchenConfig, cook
 from recipe_lib.data.segments import GREY, SamSegmenter, Segment, cut, superpixel_segments
 
-REAL = Path("/work/shared/data/real_recipes")
+REAL = Path(__file__).parents[3] / "shared/data/real_recipes"
 
 
 @pytest.fixture(scope="module")
