@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import open_clip
@@ -16,6 +19,9 @@ import torch.nn.functional as F
 from open_clip.transform import PreprocessCfg
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from recipe_lib.encoders.packed import Block, Packing
 
 LOCAL = Path(__file__).parent
 
@@ -73,33 +79,36 @@ class Tower(nn.Module):
 
 
 def _run(
-    transformer: nn.Module,
-    x: Tensor,
-    adapters: Adapters | None,
-    mask: Tensor | None = None,
-    only: tuple[Tensor, Tensor] | None = None,
+    transformer: nn.Module, x: Tensor, adapters: Adapters | None, attend: Callable, only: Tensor | None = None
 ) -> Tensor:
-    """(N, L, width) through the residual blocks, block by block: the adapters go in before each residual sum.
+    """x (..., width) through the residual blocks, block by block: the adapters go in before each residual sum.
 
-    Where nothing but one place of each row is read, `only` (rows, places) spares the rest of the last block:
-    -> (N, width).
+    Args:
+        attend: block, normed x and `only` or None -> what the block's attention gives.
+        only: rows of x that alone are asked for; the others are spared what they would cost in the last block.
     """
     adapt = _unchanged if adapters is None else adapters
     for i, block in enumerate(transformer.resblocks):
-        part = block.ls_1(_attend(block, block.ln_1(x), mask))
-        if only is not None and i == len(transformer.resblocks) - 1:
-            x, part = x[only], part[only]
-        x = x + adapt(2 * i, part)
+        rows = only if i == len(transformer.resblocks) - 1 else None
+        part = block.ls_1(attend(block, block.ln_1(x), rows))
+        x = (x if rows is None else x[rows]) + adapt(2 * i, part)
         x = x + adapt(2 * i + 1, block.ls_2(block.mlp(block.ln_2(x))))
     return x
 
 
-def _attend(block: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
+def _attend(block: nn.Module, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """(N, L, width) -> (N, L, width)."""
     if not isinstance(block.attn, nn.MultiheadAttention):  # open_clip's own, for normed queries or scaled heads
         return block.ln_attn(block.attn(x, attn_mask=mask))
-    x = x if block.attn.batch_first else x.transpose(0, 1)
-    x = block.attn(x, x, x, need_weights=False, attn_mask=mask)[0]
-    return x if block.attn.batch_first else x.transpose(0, 1)
+    with _for_length(x):
+        x = x if block.attn.batch_first else x.transpose(0, 1)
+        x = block.attn(x, x, x, need_weights=False, attn_mask=mask)[0]
+        return x if block.attn.batch_first else x.transpose(0, 1)
+
+
+def _for_length(x: Tensor) -> AbstractContextManager:
+    """torch's fused attention on a CPU takes longer than the plain one for short rows, backwards ten times as long."""
+    return sdpa_kernel(SDPBackend.MATH) if x.device.type == "cpu" and x.shape[1] <= 80 else nullcontext()
 
 
 def _unchanged(place: int, x: Tensor) -> Tensor:
@@ -132,7 +141,7 @@ class ImageTower(Tower):
                 f"photos of {tuple(images.shape[-2:])}, but this CLIP reads {self.size}: set crop_size to it"
             )
         x = self.visual._embeds((images.to(self.mean.dtype) - self.mean) / self.std)
-        return _run(self.visual.transformer, x, adapters)
+        return _run(self.visual.transformer, x, adapters, lambda block, x, _: _attend(block, x))
 
     def pool(self, tokens: Tensor) -> Tensor:
         return self.visual._pool(tokens)[0] @ self.visual.proj
@@ -165,23 +174,33 @@ class TextTower(Tower):
             raise ValueError(f"texts of {tokens.shape[1]} tokens, but this CLIP reads {self.context} at most")
         # The end of the text has the highest id. Zeros do not tell where it is: 0 is padding, but also a "!".
         end = tokens.argmax(1)
-        # What comes after the end is never looked at. Rows of about the same length go together.
-        group = end // 4
-        order = group.argsort(stable=True)
-        parts = []
-        for rows in order.split(group.bincount().tolist()):
-            if len(rows):
-                length = min(4 * int(group[rows[0]]) + 4, tokens.shape[1])
-                parts.append(self._encode(tokens[rows, :length], end[rows], adapters))
-        return torch.cat(parts)[order.argsort()]
+        real = torch.arange(int(end.max()) + 1, device=end.device) <= end[:, None]
+        # Nothing is computed for what comes after the end, but for the scores of attention.
+        packing = Packing.of(real, one_grid=True)
+        x = self.token_embedding(tokens[:, : real.shape[1]][real]) + self.positional_embedding[packing.column]  # (T, W)
+        attend = partial(self._attend, grid=packing.blocks[0])
+        x = _run(self.transformer, x, adapters, attend, (end + 1).cumsum(0) - 1)
+        return self.ln_final(x) @ self.text_projection
 
-    def _encode(self, tokens: Tensor, end: Tensor, adapters: Adapters | None) -> Tensor:
-        length = tokens.shape[1]
-        x = self.token_embedding(tokens) + self.positional_embedding[:length]
-        only = torch.arange(len(x), device=x.device), end
-        return (
-            self.ln_final(_run(self.transformer, x, adapters, self.mask[:length, :length], only)) @ self.text_projection
-        )
+    def _attend(self, block: nn.Module, x: Tensor, ends: Tensor | None, grid: Block) -> Tensor:
+        """(T, width), the real tokens of N texts -> the same of all of them, or (N, width) of their ends."""
+        attention = block.attn
+        if not isinstance(attention, nn.MultiheadAttention):
+            x = grid.flat(_attend(block, grid.grid(x), self.mask[: grid.length, : grid.length]))
+            return x if ends is None else x[ends]
+        weights = attention.in_proj_weight, attention.in_proj_bias
+        heads = (attention.num_heads, self.width // attention.num_heads)
+        if ends is None:
+            q, k, v = grid.grid(F.linear(x, *weights)).unflatten(2, (3, *heads)).permute(2, 0, 3, 1, 4)  # (N, H, L, d)
+        else:
+            (ask, tell), (ask_bias, tell_bias) = (w.split([self.width, 2 * self.width]) for w in weights)
+            q = F.linear(x[ends], ask, ask_bias).unflatten(1, (*heads[:1], 1, heads[1]))
+            k, v = grid.grid(F.linear(x, tell, tell_bias)).unflatten(2, (2, *heads)).permute(2, 0, 3, 1, 4)
+        with _for_length(k[:, 0]):
+            # No real token comes after one that is not: the causal mask hides padding too.
+            how = {"is_causal": True} if ends is None else {"attn_mask": grid.mask}
+            found = F.scaled_dot_product_attention(q, k, v, **how).transpose(1, 2).flatten(2)  # (N, L or 1, width)
+        return attention.out_proj(grid.flat(found) if ends is None else found[:, 0])
 
 
 def clip_towers(

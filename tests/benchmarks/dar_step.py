@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from recipe_lib.data.clip_text import clip_tokens
 from recipe_lib.data.loading import RecipeBatch
-from recipe_lib.encoders.clip import Adapters, TextTower, _run, clip_towers
+from recipe_lib.encoders.clip import Adapters, TextTower, _attend, _run, clip_towers
 from recipe_lib.encoders.dar import DARImageEncoder, DARRecipeEncoder, DescriptionEncoder, SegmentEncoder
 from recipe_lib.losses import circle_loss
 
@@ -67,7 +67,8 @@ class PaddedRecipeEncoder(DARRecipeEncoder):
 def plain_text(tower: TextTower, tokens: Tensor, adapters: Adapters) -> Tensor:
     length = tokens.shape[1]
     x = tower.token_embedding(tokens) + tower.positional_embedding[:length]
-    x = tower.ln_final(_run(tower.transformer, x, adapters, tower.mask[:length, :length]))
+    mask = tower.mask[:length, :length]
+    x = tower.ln_final(_run(tower.transformer, x, adapters, lambda block, x, _: _attend(block, x, mask)))
     return x[torch.arange(len(x)), tokens.argmax(1)] @ tower.text_projection
 
 
