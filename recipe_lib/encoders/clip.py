@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -100,15 +100,12 @@ def _attend(block: nn.Module, x: Tensor, mask: Tensor | None = None) -> Tensor:
     """(N, L, width) -> (N, L, width)."""
     if not isinstance(block.attn, nn.MultiheadAttention):  # open_clip's own, for normed queries or scaled heads
         return block.ln_attn(block.attn(x, attn_mask=mask))
-    with _for_length(x):
+    # On a CPU torch's fused attention is slow on few patches, backwards ten times slower than the plain one.
+    plain = x.device.type == "cpu" and x.shape[1] <= 80
+    with sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
         x = x if block.attn.batch_first else x.transpose(0, 1)
         x = block.attn(x, x, x, need_weights=False, attn_mask=mask)[0]
         return x if block.attn.batch_first else x.transpose(0, 1)
-
-
-def _for_length(x: Tensor) -> AbstractContextManager:
-    """torch's fused attention on a CPU takes longer than the plain one for short rows, backwards ten times as long."""
-    return sdpa_kernel(SDPBackend.MATH) if x.device.type == "cpu" and x.shape[1] <= 80 else nullcontext()
 
 
 def _unchanged(place: int, x: Tensor) -> Tensor:
@@ -196,10 +193,9 @@ class TextTower(Tower):
             (ask, tell), (ask_bias, tell_bias) = (w.split([self.width, 2 * self.width]) for w in weights)
             q = F.linear(x[ends], ask, ask_bias).unflatten(1, (*heads[:1], 1, heads[1]))
             k, v = grid.grid(F.linear(x, tell, tell_bias)).unflatten(2, (2, *heads)).permute(2, 0, 3, 1, 4)
-        with _for_length(k[:, 0]):
-            # No real token comes after one that is not: the causal mask hides padding too.
-            how = {"is_causal": True} if ends is None else {"attn_mask": grid.mask}
-            found = F.scaled_dot_product_attention(q, k, v, **how).transpose(1, 2).flatten(2)  # (N, L or 1, width)
+        # No real token comes after one that is not: the causal mask hides padding too.
+        how = {"is_causal": True} if ends is None else {"attn_mask": grid.mask}
+        found = F.scaled_dot_product_attention(q, k, v, **how).transpose(1, 2).flatten(2)  # (N, L or 1, width)
         return attention.out_proj(grid.flat(found) if ends is None else found[:, 0])
 
 
