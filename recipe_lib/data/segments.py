@@ -40,7 +40,7 @@ class Segment:
     @property
     def area(self) -> float:
         """Share of the photo, 0..1."""
-        return float(self.mask.mean())
+        return _share(self.mask)
 
     @property
     def box(self) -> tuple[int, int, int, int]:
@@ -184,11 +184,11 @@ def _best(pixels, masks: list[np.ndarray], lab: np.ndarray, n: int, low: float, 
     frame[rim:-rim, rim:-rim] = False
     found = []
     for mask in masks:
-        if mask.mean() < low / 2:  # most of them: not worth the rest
+        if _share(mask) < low / 2:  # most of them: not worth the rest
             continue
         small, mask = _resized(mask, lab.shape), _resized(mask, pixels.shape)
-        area = mask.mean()
-        if not low <= area <= high or not mask.any() or not small.any() or small[frame].all():
+        area = _share(mask)
+        if not low <= area <= high or not area or not small.any() or small[frame].all():
             continue
         edge = lab[frame & ~small]
         contrast = float(np.linalg.norm(edge - lab[small].mean(0), axis=1).mean())
@@ -208,6 +208,11 @@ def _best(pixels, masks: list[np.ndarray], lab: np.ndarray, n: int, low: float, 
         if all((segment.mask & c.mask).sum() < SAME * (segment.mask | c.mask).sum() for c in chosen):
             chosen.append(segment)
     return chosen
+
+
+def _share(mask: np.ndarray) -> float:
+    """Of a mask that is set; ten times as fast as its mean."""
+    return np.count_nonzero(mask) / mask.size
 
 
 def _resized(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
