@@ -76,7 +76,7 @@ def fall(ax: Axes, table: pd.DataFrame, splits: Sequence[str]) -> None:
             x, rows["value"], yerr=error, fmt="o-", capsize=2, lw=1.5, ms=4, label=variant, color=_colour(variant)
         )
     ax.set_xticks(range(len(splits)), splits)
-    ax.set_ylim(bottom=0)
+    ax.set_ylim(0, max(ax.get_ylim()[1], 1.05 * table["high"].max()))  # of axes that share it, the higher one's
     ax.legend(fontsize=8, frameon=False)
 
 
