@@ -46,7 +46,12 @@ def labelled(ranks: pd.DataFrame, system: str) -> pd.DataFrame:
 def _hits(ranks: pd.DataFrame, variant: str, split: str, direction: str, k: int) -> np.ndarray:
     """(seeds, queries) bool: the true candidate is among the first k."""
     rows = ranks[(ranks.variant == variant) & (ranks.split == split) & (ranks.direction == direction)]
-    return (rows.pivot(index="seed", columns="query", values="rank") <= k).to_numpy()
+    return _by_seed(rows, k).to_numpy()
+
+
+def _by_seed(ranks: pd.DataFrame, k: int) -> pd.DataFrame:
+    """The true candidate is among the first k: bool, a row a seed, a column a query."""
+    return ranks.pivot(index="seed", columns="query", values="rank") <= k
 
 
 def compare_falls(
@@ -83,7 +88,7 @@ def intervals(ranks: pd.DataFrame, direction: str, k: int = 1) -> pd.DataFrame:
     """R@k of each variant in each whole split with a 95 % bootstrap interval: variant, split, value, low, high."""
     rows = []
     for (variant, split), group in ranks[ranks.direction == direction].groupby(["variant", "split"], sort=False):
-        hits = (group.pivot(index="seed", columns="query", values="rank") <= k).to_numpy()
+        hits = _by_seed(group, k).to_numpy()
         value, low, high = paired_bootstrap(hits, np.zeros_like(hits))
         rows.append({"variant": variant, "split": split, "value": value, "low": low, "high": high})
     return pd.DataFrame(rows)
@@ -122,10 +127,7 @@ def beside(ranks: pd.DataFrame, studies: Sequence[str], split: Split, *, k: int 
     if twice.any():
         system, seed = joined.loc[twice.idxmax(), ["system", "seed"]]
         raise ValueError(f"compare_with: two studies call themselves {system}, seed {seed}; give one another `system`")
-    hits = {
-        key: (group.pivot(index="seed", columns="query", values="rank") <= k)
-        for key, group in joined.groupby(["system", "variant", "direction"], sort=False)
-    }
+    hits = {key: _by_seed(group, k) for key, group in joined.groupby(["system", "variant", "direction"], sort=False)}
     rows = []
     for (system, variant, direction), found in hits.items():
         value, low, high = paired_bootstrap(found.to_numpy(), np.zeros(found.shape))

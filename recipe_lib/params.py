@@ -58,7 +58,7 @@ class Parameter:
         if self.name in ("study", "distances_from", "compare_with"):
             for study in value if isinstance(value, list) else [value]:
                 try:
-                    if study or self.name == "study":  # the others may be left empty
+                    if study or self.name != "distances_from":  # that one may be left empty
                         study_dir(study)
                 except ValueError as error:
                     return str(error)

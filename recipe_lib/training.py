@@ -283,7 +283,7 @@ def fit(
         segments: file of the training photos' segment features, where the system encodes segments.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is free to differ from run to run
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.use_deterministic_algorithms(True, warn_only=True)  # on a GPU fused attention has no such backward
     torch.utils.deterministic.fill_uninitialized_memory = False
     if config.world > 1 and torch.cuda.is_available():
         # torch has none for CPUs. timm's, for torch's own drops the activation of timm's BatchNormAct2d.

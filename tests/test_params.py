@@ -259,6 +259,7 @@ def test_the_shared_empty_file(schema):
         ("source: cookbook", "source_dir"),
         ("variants: [oracle]", "variants must hold"),
         ("compare_with: [../x]", "not a folder name"),
+        ("compare_with: ['']", "not a folder name"),
         ("distances_from: a/b", "not a folder name"),
         ("encoders: clip", "text_tokens clip"),
         ("text_tokens: clip", "the others words"),

@@ -96,15 +96,20 @@ def _run(
     return x
 
 
-def _attend(block: nn.Module, x: Tensor, mask: Tensor | None = None) -> Tensor:
-    """(N, L, width) -> (N, L, width)."""
-    if not isinstance(block.attn, nn.MultiheadAttention):  # open_clip's own, for normed queries or scaled heads
-        return block.ln_attn(block.attn(x, attn_mask=mask))
+def _attend_by_itself(block: nn.Module, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Attention of open_clip's own kind, for normed queries or scaled heads: (N, L, width) -> (N, L, width)."""
+    return block.ln_attn(block.attn(x, attn_mask=mask))
+
+
+def _attend(block: nn.Module, x: Tensor, _: None) -> Tensor:
+    """Attention among all tokens: (N, L, width) -> (N, L, width)."""
+    if not isinstance(block.attn, nn.MultiheadAttention):
+        return _attend_by_itself(block, x)
     # On a CPU torch's fused attention is slow on few patches, backwards ten times slower than the plain one.
     plain = x.device.type == "cpu" and x.shape[1] <= 80
     with sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
         x = x if block.attn.batch_first else x.transpose(0, 1)
-        x = block.attn(x, x, x, need_weights=False, attn_mask=mask)[0]
+        x = block.attn(x, x, x, need_weights=False)[0]
         return x if block.attn.batch_first else x.transpose(0, 1)
 
 
@@ -138,7 +143,7 @@ class ImageTower(Tower):
                 f"photos of {tuple(images.shape[-2:])}, but this CLIP reads {self.size}: set crop_size to it"
             )
         x = self.visual._embeds((images.to(self.mean.dtype) - self.mean) / self.std)
-        return _run(self.visual.transformer, x, adapters, lambda block, x, _: _attend(block, x))
+        return _run(self.visual.transformer, x, adapters, _attend)
 
     def pool(self, tokens: Tensor) -> Tensor:
         return self.visual._pool(tokens)[0] @ self.visual.proj
@@ -174,7 +179,8 @@ class TextTower(Tower):
         real = torch.arange(int(end.max()) + 1, device=end.device) <= end[:, None]
         # Nothing is computed for what comes after the end, but for the scores of attention.
         packing = Packing.of(real, one_grid=True)
-        x = self.token_embedding(tokens[:, : real.shape[1]][real]) + self.positional_embedding[packing.column]  # (T, W)
+        places = F.embedding(packing.column, self.positional_embedding)
+        x = self.token_embedding(tokens[:, : real.shape[1]][real]) + places  # (T, width)
         attend = partial(self._attend, grid=packing.blocks[0])
         x = _run(self.transformer, x, adapters, attend, (end + 1).cumsum(0) - 1)
         return self.ln_final(x) @ self.text_projection
@@ -183,7 +189,7 @@ class TextTower(Tower):
         """(T, width), the real tokens of N texts -> the same of all of them, or (N, width) of their ends."""
         attention = block.attn
         if not isinstance(attention, nn.MultiheadAttention):
-            x = grid.flat(_attend(block, grid.grid(x), self.mask[: grid.length, : grid.length]))
+            x = grid.flat(_attend_by_itself(block, grid.grid(x), self.mask[: grid.length, : grid.length]))
             return x if ends is None else x[ends]
         weights = attention.in_proj_weight, attention.in_proj_bias
         heads = (attention.num_heads, self.width // attention.num_heads)
@@ -193,6 +199,7 @@ class TextTower(Tower):
             (ask, tell), (ask_bias, tell_bias) = (w.split([self.width, 2 * self.width]) for w in weights)
             q = F.linear(x[ends], ask, ask_bias).unflatten(1, (*heads[:1], 1, heads[1]))
             k, v = grid.grid(F.linear(x, tell, tell_bias)).unflatten(2, (2, *heads)).permute(2, 0, 3, 1, 4)
+        # Fused on CPUs too, unlike in `_attend`: as fast here, where hardly a gradient goes through it.
         # No real token comes after one that is not: the causal mask hides padding too.
         how = {"is_causal": True} if ends is None else {"attn_mask": grid.mask}
         found = F.scaled_dot_product_attention(q, k, v, **how).transpose(1, 2).flatten(2)  # (N, L or 1, width)

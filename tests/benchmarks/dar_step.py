@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from recipe_lib.data.clip_text import clip_tokens
 from recipe_lib.data.loading import RecipeBatch
-from recipe_lib.encoders.clip import Adapters, TextTower, _attend, _run, clip_towers
+from recipe_lib.encoders.clip import Adapters, TextTower, _run, clip_towers
 from recipe_lib.encoders.dar import DARImageEncoder, DARRecipeEncoder, DescriptionEncoder, SegmentEncoder
 from recipe_lib.losses import circle_loss
 
@@ -68,7 +68,11 @@ def plain_text(tower: TextTower, tokens: Tensor, adapters: Adapters) -> Tensor:
     length = tokens.shape[1]
     x = tower.token_embedding(tokens) + tower.positional_embedding[:length]
     mask = tower.mask[:length, :length]
-    x = tower.ln_final(_run(tower.transformer, x, adapters, lambda block, x, _: _attend(block, x, mask)))
+
+    def attend(block: nn.Module, x: Tensor, _: None) -> Tensor:
+        return block.attn(x, x, x, need_weights=False, attn_mask=mask)[0]
+
+    x = tower.ln_final(_run(tower.transformer, x, adapters, attend))
     return x[torch.arange(len(x)), tokens.argmax(1)] @ tower.text_projection
 
 

@@ -228,13 +228,14 @@ def test_nothing_is_computed_for_padding(towers):
     long, short = clip_tokens(LINES, 77), clip_tokens(LINES, 40)
     assert (long[:, :40] == short).all() and len(ids[4]) < 40
     torch.testing.assert_close(text(long), text(short))
+    torch.testing.assert_close(text(long), torch.cat([text(row[None]) for row in long]), rtol=1e-4, atol=1e-5)
     seen = []
     blocks = text.transformer.resblocks
     hooks = [blocks[i].mlp.register_forward_hook(lambda m, i, o: seen.append(len(o))) for i in (0, -1)]
     text(long)
-    assert seen == [sum(map(len, ids)), len(LINES)], "every real token once; of the last block's, each text's end"
     for hook in hooks:
         hook.remove()
+    assert seen == [sum(map(len, ids)), len(LINES)], "every real token once; of the last block's, each text's end"
 
 
 def test_tokens_are_those_of_open_clip():
@@ -410,7 +411,7 @@ def test_autocast_stays_near(towers):
         found, total = loss(model)
     total.backward()
     for f, e in zip(found, expected, strict=True):
-        torch.testing.assert_close(f.float(), e, rtol=0, atol=0.1)
+        torch.testing.assert_close(f.float(), e, rtol=0, atol=0.03)
     assert all(p.grad.dtype == torch.float32 for p in model.parameters() if p.grad is not None)
 
 
