@@ -1,6 +1,6 @@
 """DAR on the kitchen with one part taken out or changed at a time: R@1 over seeds, paired with the whole of it.
 
-    python -m tests.benchmarks.dar_ablations [--seeds 1 2 3] [--epochs 2] [--csv FILE]
+    python -m tests.benchmarks.dar_ablations [--seeds 1 2 3] [--epochs 4] [--csv FILE]
 
 Each change is one or two parameters of params/methods/dar.yaml, which `./run_all.sh` takes too. Here the versions of a
 seed share prepared data and towers, and are trained for few epochs, equally many. Photo to recipe among all pairs of
@@ -80,7 +80,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--pairs", type=int, default=4000)
-    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--tower-epochs", type=int, default=6)
     parser.add_argument("--csv", type=Path)
     args = parser.parse_args()
