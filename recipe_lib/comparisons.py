@@ -27,11 +27,9 @@ def compare(
     Seeds, where `ranks` holds several, are drawn again too. `against_split` scores `b` on another split that holds the
     same recipes in the same order.
     """
-
-    found = paired_bootstrap(
+    difference, low, high = paired_bootstrap(
         _hits(ranks, a, split, direction, k), _hits(ranks, b, against_split or split, direction, k)
     )
-    difference, low, high = found
     return {
         "a": a, "b": b, "split": split, "against_split": against_split or split, "direction": direction,
         "metric": f"recall_{k}", "difference": difference, "low": low, "high": high, "seeds": int(ranks.seed.nunique()),

@@ -192,13 +192,15 @@ class TextTower(Tower):
             x = grid.flat(_attend_by_itself(block, grid.grid(x), self.mask[: grid.length, : grid.length]))
             return x if ends is None else x[ends]
         weights = attention.in_proj_weight, attention.in_proj_bias
-        heads = (attention.num_heads, self.width // attention.num_heads)
+        heads = attention.num_heads
         if ends is None:
-            q, k, v = grid.grid(F.linear(x, *weights)).unflatten(2, (3, *heads)).permute(2, 0, 3, 1, 4)  # (N, H, L, d)
+            q, k, v = (
+                grid.grid(F.linear(x, *weights)).unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+            )  # (N, H, L, d)
         else:
             (ask, tell), (ask_bias, tell_bias) = (w.split([self.width, 2 * self.width]) for w in weights)
-            q = F.linear(x[ends], ask, ask_bias).unflatten(1, (*heads[:1], 1, heads[1]))
-            k, v = grid.grid(F.linear(x, tell, tell_bias)).unflatten(2, (2, *heads)).permute(2, 0, 3, 1, 4)
+            q = F.linear(x[ends], ask, ask_bias).unflatten(1, (heads, 1, -1))
+            k, v = grid.grid(F.linear(x, tell, tell_bias)).unflatten(2, (2, heads, -1)).permute(2, 0, 3, 1, 4)
         # Fused on CPUs too, unlike in `_attend`: as fast here, where hardly a gradient goes through it.
         # No real token comes after one that is not: the causal mask hides padding too.
         how = {"is_causal": True} if ends is None else {"attn_mask": grid.mask}

@@ -51,29 +51,17 @@ class DARRecipeEncoder(HierarchicalEncoder):
         tower: becomes a part of this module.
         embed_dim: D, width of the joint space.
         width, reduction: of the adapters; both 0 for none.
+        transformer: as in `RecipeEncoder`.
 
     Shape:
         RecipeBatch of B recipes, tokens as `clip_ids` gives them -> embedding (B, D), three components (B, E).
     """
 
-    def __init__(
-        self,
-        tower: TextTower,
-        embed_dim: int,
-        *,
-        width: int = 64,
-        reduction: int = 0,
-        layers: int = 2,
-        heads: int = 4,
-        feedforward: int = 2048,
-        dropout: float = 0.1,
-        max_len: int = 50,
-    ):
+    def __init__(self, tower: TextTower, embed_dim: int, *, width: int = 64, reduction: int = 0, **transformer: float):
         super().__init__()
         self.tower = tower
         self.adapters = nn.ModuleDict({name: tower.adapters(width, reduction) for name in COMPONENTS})
-        shape = {"layers": layers, "heads": heads, "feedforward": feedforward, "dropout": dropout, "max_len": max_len}
-        self.sentences = nn.ModuleDict({name: MaskedTransformer(tower.dim, **shape) for name in COMPONENTS[1:]})
+        self.sentences = nn.ModuleDict({name: MaskedTransformer(tower.dim, **transformer) for name in COMPONENTS[1:]})
         self.fc = nn.Linear(3 * tower.dim, embed_dim)
 
     @property

@@ -85,7 +85,16 @@ class MaskedTransformer(nn.Module):
         x (R, L, E), mask (R, L) bool, True where real: the first ones of each row, at least one -> (R, E).
     """
 
-    def __init__(self, dim: int, *, layers: int, heads: int, feedforward: int, dropout: float, max_len: int):
+    def __init__(
+        self,
+        dim: int,
+        *,
+        layers: int = 2,
+        heads: int = 4,
+        feedforward: int = 2048,
+        dropout: float = 0.1,
+        max_len: int = 50,
+    ):
         super().__init__()
         self.position = nn.Parameter(0.02 * torch.randn(max_len, dim))
         layer = nn.TransformerEncoderLayer(dim, heads, feedforward, dropout, batch_first=True)

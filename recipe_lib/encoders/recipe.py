@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -23,7 +24,7 @@ class RecipeFeatures(NamedTuple):
     components: tuple[Tensor, Tensor, Tensor]
 
 
-class HierarchicalEncoder(nn.Module):
+class HierarchicalEncoder(nn.Module, ABC):
     """What encoders of recipes by sentences have in common; a subclass says how a sentence is read.
 
     It has `dim` (E), `fc` and `sentences`: transformers over the sentence vectors of ingredients and of instructions.
@@ -34,9 +35,9 @@ class HierarchicalEncoder(nn.Module):
         RecipeBatch of B recipes -> embedding (B, D), three components (B, E).
     """
 
+    @abstractmethod
     def encode_sentences(self, component: str, tokens: Tensor) -> Tensor:
         """First level: token ids (U, L) -> sentence vectors (U, E). The dictionary is made from these."""
-        raise NotImplementedError
 
     def join_sentences(self, component: str, sentences: Tensor, rows: Tensor) -> Tensor:
         """Second level: sentence vectors (U, E); rows of them (B,) or (B, S), -1 for none -> (B, E)."""
@@ -73,29 +74,18 @@ class RecipeEncoder(HierarchicalEncoder):
         vocabulary: V, number of words.
         embed_dim: D, width of the joint space.
         dim: E, width inside (512 in the paper).
+        transformer: layers, heads, ... of each `MaskedTransformer`; its defaults are the paper's.
 
     Shape:
         RecipeBatch of B recipes -> embedding (B, D), three components (B, E).
     """
 
-    def __init__(
-        self,
-        vocabulary: int,
-        embed_dim: int,
-        *,
-        dim: int = 512,
-        layers: int = 2,
-        heads: int = 4,
-        feedforward: int = 2048,
-        dropout: float = 0.1,
-        max_len: int = 50,
-    ):
+    def __init__(self, vocabulary: int, embed_dim: int, *, dim: int = 512, **transformer: float):
         super().__init__()
         self.word = nn.Embedding(vocabulary, dim, padding_idx=PAD)
         nn.init.normal_(self.word.weight, std=0.02)  # as the positions: neither drowns the other
-        shape = {"layers": layers, "heads": heads, "feedforward": feedforward, "dropout": dropout, "max_len": max_len}
-        self.words = nn.ModuleDict({name: MaskedTransformer(dim, **shape) for name in COMPONENTS})
-        self.sentences = nn.ModuleDict({name: MaskedTransformer(dim, **shape) for name in COMPONENTS[1:]})
+        self.words = nn.ModuleDict({name: MaskedTransformer(dim, **transformer) for name in COMPONENTS})
+        self.sentences = nn.ModuleDict({name: MaskedTransformer(dim, **transformer) for name in COMPONENTS[1:]})
         self.fc = nn.Linear(3 * dim, embed_dim)
 
     @property
