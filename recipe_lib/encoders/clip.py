@@ -146,7 +146,8 @@ class ImageTower(Tower):
                 f"photos of {tuple(images.shape[-2:])}, but this CLIP reads {self.size}: set crop_size to it"
             )
         visual = self.visual
-        x = visual.conv1((images.to(self.mean.dtype) - self.mean) / self.std).flatten(2).transpose(1, 2)  # (B, N, width)
+        x = (images.to(self.mean.dtype) - self.mean) / self.std
+        x = visual.conv1(x).flatten(2).transpose(1, 2)  # (B, N, width)
         start = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
         x = torch.cat([start, x], 1) + visual.positional_embedding.to(x.dtype)
         return _run(visual.transformer, visual.ln_pre(visual.patch_dropout(x)), adapters, _attend)
@@ -284,10 +285,10 @@ def _config(model: str) -> dict:
     kinds = {
         "a timm image tower": "timm_model_name" in vision,
         "a ResNet image tower": isinstance(vision.get("layers"), list),
-        "attention in place of pooling": vision.get("attentional_pool"),
         "a captioning head (CoCa)": "multimodal_cfg" in config,
         "a Hugging Face text tower": "hf_model_name" in text,
         "a text tower without CLIP's own tokenizer": "hf_tokenizer_name" in text,
+        "attention in place of pooling": vision.get("attentional_pool"),
     }
     if found := [kind for kind, present in kinds.items() if present]:
         raise ValueError(

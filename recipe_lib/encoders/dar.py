@@ -7,7 +7,6 @@ the other two only refer to them, so that a system's state holds each tower once
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from recipe_lib.encoders.captions import CLIPImageEncoder
