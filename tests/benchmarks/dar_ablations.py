@@ -85,7 +85,7 @@ class Seed:
             test = min(1000, pairs)
             world = KitchenConfig(train=pairs, val=200, test=test, text_only=0, image_size=64, seed=self.seed)
             wanted = (r for r in cook(world) if r.split in ("train", "val", "iid"))
-            prepare(wanted, data, StoreConfig(64, 3, 140, max_sentences=15, max_tokens=20, text_tokens="clip"))
+            prepare(wanted, data, StoreConfig(64, 3, 40, max_sentences=15, max_tokens=20, text_tokens="clip"))
             add_descriptions(data, None, self.folder / "cache")
             add_segments(data, 6, 56)
         return Store(data)
@@ -96,7 +96,8 @@ class Seed:
             L.seed_everything(self.seed, verbose=False)
             towers = bare_towers(RetrievalSystem(self.whole))
             print(f"seed {self.seed}: towers", flush=True)
-            train(towers, self.store, replace(self.training, epochs=self.tower_epochs), folder)
+            training = replace(self.training, epochs=self.tower_epochs, loss="circle_per_query")
+            train(towers, self.store, training, folder)
         return load_system(folder)
 
     def ranks(self, row: str) -> Ranks:
