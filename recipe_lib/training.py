@@ -36,7 +36,7 @@ from recipe_lib.data.store import TEXT_ONLY, Store
 from recipe_lib.losses import asymmetric_loss, circle_loss, triplet_loss
 from recipe_lib.models import RetrievalSystem
 from recipe_lib.paths import write_text
-from recipe_lib.retrieval import evaluate
+from recipe_lib.retrieval.metrics import evaluate
 from recipe_lib.saving import load_system, save_system
 from recipe_lib.segment_features import load_features, segment_features
 

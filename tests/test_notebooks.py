@@ -16,7 +16,7 @@ import pytest
 
 from recipe_lib.data.kitchen import KitchenConfig, cook
 from recipe_lib.data.store import Store
-from recipe_lib.evaluation import COLUMNS
+from recipe_lib.evaluation.scores import COLUMNS
 from tests.layouts import write_recipe1m
 
 ROOT = Path(__file__).parent.parent

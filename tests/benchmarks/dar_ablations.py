@@ -23,9 +23,9 @@ from recipe_lib.data.augment import add_descriptions, add_segments
 from recipe_lib.data.kitchen import KitchenConfig, cook
 from recipe_lib.data.prepare import StoreConfig, prepare
 from recipe_lib.data.store import Store
-from recipe_lib.evaluation import distances, encode
+from recipe_lib.evaluation.scores import distances, encode
 from recipe_lib.models import RetrievalSystem, SystemConfig, bare_towers, set_towers
-from recipe_lib.retrieval import cross_modal_ranks, paired_bootstrap
+from recipe_lib.retrieval.metrics import cross_modal_ranks, paired_bootstrap
 from recipe_lib.training import TrainingConfig, train
 from tests.benchmarks import table
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from recipe_lib.search import FILES, SearchIndex
+from recipe_lib.retrieval.search import FILES, SearchIndex
 
 
 def cookbook(n=3000, d=32, clusters=60, seed=0):

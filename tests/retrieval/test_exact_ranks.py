@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recipe_lib import screening
-from recipe_lib.retrieval import cross_modal_ranks, evaluate, paired_bootstrap, rank_metrics
+from recipe_lib.retrieval import exact_ranks
+from recipe_lib.retrieval.metrics import cross_modal_ranks, evaluate, paired_bootstrap, rank_metrics
 
 
 def cosines(images, recipes):
@@ -90,7 +90,7 @@ KINDS = ("random", "trained", "some trained", "duplicates", "collapsed", "nearly
 @pytest.mark.parametrize(("n", "d", "block"), [(130, 64, 16), (97, 3, 24), (60, 1, 5), (150, 700, None)])
 @pytest.mark.parametrize("fast", [True, False])
 def test_nasty_embeddings_have_the_ranks_of_float64(monkeypatch, kind, n, d, block, fast):
-    monkeypatch.setattr(screening, "_fast_bfloat16", lambda device: fast)  # the screening holds on every processor
+    monkeypatch.setattr(exact_ranks, "_fast_bfloat16", lambda device: fast)  # the screening holds on every processor
     images, recipes = nasty(kind, n, d)
     s = cosines(images, recipes)
     assert ranks(images, recipes, block=block, ties=True) == (
@@ -104,9 +104,9 @@ def test_nasty_embeddings_have_the_ranks_of_float64(monkeypatch, kind, n, d, blo
 @pytest.mark.parametrize("embeddings", [1, 2, 3])
 def test_scores_stay_within_their_bounds(monkeypatch, kind, embeddings):
     """Each tile and dot product against float64; an error near the bound would be luck, one above it a lie."""
-    monkeypatch.setattr(screening, "_fast_bfloat16", lambda device: True)
+    monkeypatch.setattr(exact_ranks, "_fast_bfloat16", lambda device: True)
     drawn = [nasty(kind, 120, d, seed) for seed, d in enumerate((512, 33, 100)[:embeddings])]
-    pairs = screening.Pairs(*zip(*drawn, strict=True))
+    pairs = exact_ranks.Pairs(*zip(*drawn, strict=True))
     i, j = (x.flatten() for x in torch.meshgrid(torch.arange(120), torch.arange(120), indexing="ij"))
     exact = pairs.dots(i, j)
     true = [exact.view(120, 120).diagonal()[q] for q in (i, j)]
@@ -145,8 +145,8 @@ def test_augmented_distances_of_dar():
 
 def test_collapsed_tile_computes_each_distinct_pair_once(monkeypatch):
     images, recipes = (torch.randn(3, 8, generator=torch.Generator().manual_seed(k)).repeat(100, 1) for k in (0, 1))
-    computed, dots = [], screening.Pairs.dots
-    monkeypatch.setattr(screening.Pairs, "dots", lambda *a, **k: (computed.append(len(a[1])), dots(*a, **k))[1])
+    computed, dots = [], exact_ranks.Pairs.dots
+    monkeypatch.setattr(exact_ranks.Pairs, "dots", lambda *a, **k: (computed.append(len(a[1])), dots(*a, **k))[1])
     s = cosines(images[:3], recipes[:3])
     expected = [int(100 * (s[i % 3] >= s[i % 3, i % 3]).sum()) for i in range(300)]
     assert ranks(images, recipes)[0] == expected, "the 99 copies of the true recipe tie with it"

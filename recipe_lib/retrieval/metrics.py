@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recipe_lib.screening import Embeddings, Pairs, bag_ranks
+from recipe_lib.retrieval.exact_ranks import Embeddings, Pairs, bag_ranks
 
 RECALL_AT = (1, 5, 10)
 

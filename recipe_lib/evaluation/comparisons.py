@@ -9,7 +9,7 @@ import pandas as pd
 
 from recipe_lib.data.store import Split, study_store
 from recipe_lib.paths import study_dir
-from recipe_lib.retrieval import paired_bootstrap
+from recipe_lib.retrieval.metrics import paired_bootstrap
 
 
 def compare(

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from recipe_lib import plots
+from recipe_lib.evaluation import plots
 
 
 def jpeg():

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from recipe_lib.causal import ingredient_dictionary
-from recipe_lib.comparisons import beside, compare, compare_falls, intervals, sentence
 from recipe_lib.data.images import decode_jpeg
 from recipe_lib.data.loading import recipe_batch
-from recipe_lib.evaluation import (
+from recipe_lib.evaluation.comparisons import beside, compare, compare_falls, intervals, sentence
+from recipe_lib.evaluation.scores import (
     COLUMNS,
     classifier_metrics,
     distances,
@@ -24,7 +24,7 @@ from recipe_lib.evaluation import (
     write_results,
 )
 from recipe_lib.models import VARIANTS, RetrievalSystem, attach, bare_towers
-from recipe_lib.retrieval import cross_modal_ranks
+from recipe_lib.retrieval.metrics import cross_modal_ranks
 from recipe_lib.saving import save_system
 
 KEY = {"system": "H-T", "variant": "v", "seed": 1, "split": "iid"}

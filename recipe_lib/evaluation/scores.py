@@ -22,9 +22,9 @@ from recipe_lib.data.text import PAD
 from recipe_lib.losses import posterior
 from recipe_lib.models import RetrievalSystem
 from recipe_lib.paths import study_dir, write_text
-from recipe_lib.retrieval import cross_modal_ranks, evaluate
+from recipe_lib.retrieval.exact_ranks import Embeddings
+from recipe_lib.retrieval.metrics import cross_modal_ranks, evaluate
 from recipe_lib.saving import load_system
-from recipe_lib.screening import Embeddings
 from recipe_lib.segment_features import load_features, segment_features
 
 COLUMNS = [
