@@ -4,7 +4,7 @@
 
 Each change is one or two parameters of params/methods/dar.yaml, which `./run_all.sh` takes too. Here the versions of a
 seed share prepared data and towers, and are trained for few epochs, equally many. Photo to recipe among all pairs of
-the iid test split; the interval is a paired bootstrap over queries and seeds. "+" is the photo-recipe distance times
+the iid test split; the interval is over seeds and queries where there are three seeds (recipe_lib.retrieval.intervals). "+" is the photo-recipe distance times
 photo-description, "++" times segments-recipe too, "+s" segments-recipe alone (held against "++" of the whole).
 """
 
@@ -25,7 +25,8 @@ from recipe_lib.data.prepare import StoreConfig, prepare
 from recipe_lib.data.store import Store
 from recipe_lib.evaluation.scores import distances, encode
 from recipe_lib.models import RetrievalSystem, SystemConfig, bare_towers, set_towers
-from recipe_lib.retrieval.metrics import cross_modal_ranks, paired_bootstrap
+from recipe_lib.retrieval.intervals import mean_interval
+from recipe_lib.retrieval.metrics import cross_modal_ranks
 from recipe_lib.training import TrainingConfig, train
 from tests.benchmarks import table
 
@@ -70,8 +71,8 @@ def one_seed(seed: int, folder: Path, pairs: int, epochs: int, tower_epochs: int
         set_towers(system, towers)
         print(f"seed {seed}: {name}", flush=True)
         train(system, store, replace(training, **training_changes), folder / name, kept=folder)
-        found = encode(system, split, crop=56, kept=folder)
-        for suffix, sides in distances(found.embedding, found.recipes, found).items():
+        encoded = encode(system, split, crop=56, kept=folder)
+        for suffix, sides in distances(encoded.embedding, encoded.recipes, encoded).items():
             ranks[name, suffix] = cross_modal_ranks(*sides)[0].numpy()
     return ranks
 
@@ -92,7 +93,7 @@ def main() -> None:
         for name, suffix in seeds[0]:
             hits = np.stack([ranks[name, suffix] <= 1 for ranks in seeds])
             base = np.stack([ranks["DAR (n = 4)", suffix.replace("+s", "++")] <= 1 for ranks in seeds])
-            difference, low, high = paired_bootstrap(hits, base)
+            difference, low, high = mean_interval(hits.astype(float) - base, own_queries=True)  # a kitchen a seed
             row = {"version": name, "distances": f"DAR{suffix}", "R@1": hits.mean(), "seeds": len(seeds)}
             rows.append(row | {"minus whole": f"{difference:+.3f}", "95 %": f"[{low:+.3f}, {high:+.3f}]"})
         print("\n" + table(rows) + "\n", flush=True)  # after each seed: the rest may be long
