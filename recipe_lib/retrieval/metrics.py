@@ -110,3 +110,9 @@ def evaluate(
 ) -> list[dict]:
     """`bag_metrics` of `rank_bags`."""
     return bag_metrics(rank_bags(images, recipes, candidates=candidates, bags=bags, seed=seed))
+
+
+def mean_cosine(embeddings: Tensor) -> float:
+    """Mean cosine of two different rows of (N, D): 1 where a model has collapsed; 0 of a single row."""
+    unit, n = torch.nn.functional.normalize(embeddings.double(), dim=1), len(embeddings)
+    return float((unit.sum(0).square().sum() - unit.square().sum()) / (n * (n - 1))) if n > 1 else 0.0

@@ -4,8 +4,9 @@
 
 Each change is one or two parameters of params/methods/dar.yaml, which `./run_all.sh` takes too. Here the versions of a
 seed share prepared data and towers, and are trained for few epochs, equally many. Photo to recipe among all pairs of
-the iid test split; the interval is over seeds and queries where there are three seeds (recipe_lib.retrieval.intervals). "+" is the photo-recipe distance times
-photo-description, "++" times segments-recipe too, "+s" segments-recipe alone (held against "++" of the whole).
+the iid test split; from three seeds on the interval is over seeds and queries (recipe_lib/retrieval/intervals.py). "+"
+is the photo-recipe distance times photo-description, "++" times segments-recipe too, "+s" segments-recipe alone (held
+against "++" of the whole).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from recipe_lib.retrieval.metrics import cross_modal_ranks, evaluate, rank_bags, rank_metrics
+from recipe_lib.retrieval.metrics import cross_modal_ranks, evaluate, mean_cosine, rank_bags, rank_metrics
 from tests.retrieval.test_exact_ranks import nasty
 
 
@@ -53,3 +53,10 @@ def test_ranks_of_bags_are_those_of_each_bag_apart():
         draw = rng.permutation(60)[:7]
         apart = cross_modal_ranks(images[draw], recipes[draw], ties=True)
         assert all(torch.equal(a, b) for a, b in zip(bag, apart, strict=True))
+
+
+def test_mean_cosine_equals_loops_and_tells_a_collapse():
+    x = torch.randn(7, 5, generator=torch.Generator().manual_seed(0))
+    cosines = [float(torch.cosine_similarity(x[i], x[j], dim=0)) for i in range(7) for j in range(7) if i != j]
+    assert mean_cosine(x) == pytest.approx(np.mean(cosines), abs=1e-6)
+    assert mean_cosine(torch.ones(9, 3)) == pytest.approx(1) and mean_cosine(torch.ones(1, 3)) == 0
