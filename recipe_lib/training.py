@@ -319,6 +319,7 @@ def validate(system: RetrievalSystem, store: Store, config: TrainingConfig, fold
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PossibleUserWarning)
+        warnings.simplefilter("ignore", FutureWarning)
         trainer = make_trainer(config, folder, [])
         return trainer.validate(TrainingTask(system, config), batches, verbose=False)[0]
 
