@@ -10,20 +10,14 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 
 import nbformat
 from IPython.core.inputtransformer2 import TransformerManager
 
 from recipe_lib.paths import resolve, study_dir
+from recipe_lib.versions import installed
 
-# A new version of one of these can change a stage's numbers or figures.
-PACKAGES = (
-    *("torch", "torchvision", "lightning", "timm", "tokenizers", "scikit-learn", "faiss-cpu"),
-    *("open_clip_torch", "transformers", "scikit-image", "scipy"),
-    *("numpy", "pandas", "pyarrow", "pillow", "matplotlib", "seaborn"),
-)
 # Parameters that name files from outside the study, or may do so.
 SOURCES = ("source_dir", "image_dir", "classes_file", "clip_pretrained", "description_model", "segment_model")
 STUDIES = {"distances_from": "02_baseline_training/model.safetensors", "compare_with": "ranks.parquet"}  # of others
@@ -49,13 +43,9 @@ def environment(root: Path) -> dict:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
-        "packages": _versions(),
+        "packages": installed(),
         "git": {"commit": commit, "dirty": bool(changes)} if commit else None,
     }
-
-
-def _versions() -> dict[str, str]:
-    return {name: metadata.version(name) for name in PACKAGES if next(iter(metadata.distributions(name=name)), None)}
 
 
 # ---- what a stage is made from ----
@@ -88,7 +78,7 @@ def stage_inputs(notebook: Path, values: dict, earlier: str, package: Path) -> d
         "notebook": _digest(ast.dump(code)),
         "parameters": _digest({name: value for name, value in values.items() if not name.endswith("_workers")}),
         "library": _digest(library),
-        "packages": _digest([platform.python_version_tuple()[:2], _versions()]),
+        "packages": _digest([platform.python_version_tuple()[:2], installed()]),
         "sources": _digest(sources),
         "earlier stages": earlier,
     }

@@ -1,4 +1,4 @@
-"""One HTML page about a run, self-contained: parameters, times, results, verdict and every figure."""
+"""One HTML page about a run, self-contained: verdict, every figure, main results, times, parameters."""
 
 from __future__ import annotations
 
@@ -47,14 +47,16 @@ figcaption { color: #444; }
 <tbody>
 {% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}</tbody></table></div>
-{% endmacro %}{% if results %}<h2>Results</h2>
-{{ table("results.csv", results.columns, results.rows) }}{% endif %}<h2>Stages</h2>
-{{ table("What ran", ["stage", "state", "seconds", "peak memory, MB", "started"], stages) }}<p>Executed notebooks:
-{% for page in pages %}<a href="{{ page }}">{{ page }}</a>{% if not loop.last %}, {% endif %}{% endfor %}</p>
-{% for stage, figures in figures.items() %}<h2>Figures of {{ stage }}</h2>
+{% endmacro %}{% for stage, figures in figures.items() %}<h2>Figures of {{ stage }}</h2>
 {% for name, data in figures %}<figure><img alt="{{ name }}" src="data:image/png;base64,{{ data }}">
 <figcaption>{{ name }}</figcaption></figure>
-{% endfor %}{% endfor %}<h2>What made it</h2>
+{% endfor %}{% endfor %}{% if results %}<h2>Results</h2>
+{{ table("R@1 among all candidates of each split", results.head, results.rows) }}<p>Every variant, bag and metric:
+<a href="results.csv">results.csv</a>.</p>
+{% endif %}<h2>Stages</h2>
+{{ table("What ran", ["stage", "state", "seconds", "peak memory, MB", "started"], stages) }}<p>Executed notebooks:
+{% for page in pages %}<a href="{{ page }}">{{ page }}</a>{% if not loop.last %}, {% endif %}{% endfor %}</p>
+<h2>What made it</h2>
 {{ table("Parameters", ["parameter", "value"], parameters) }}{{ table("Environment", ["what", "value"], environment) }}
 </main>
 </body>
@@ -92,13 +94,19 @@ def _verdict(path: Path) -> str:
 
 
 def _results(path: Path) -> dict | None:
+    """R@1 over the whole splits, a row a trained system: test-time controls and bags stay in the file."""
     if not path.is_file():
         return None
     table = pd.read_csv(path, keep_default_na=False)
-    rows = [
-        [f"{cell:.4g}" if isinstance(cell, float) else cell for cell in row] for row in table.itertuples(index=False)
-    ]
-    return {"columns": list(table.columns), "rows": rows}
+    whole = table["candidates"] == table.groupby("split")["candidates"].transform("max")
+    table = table[whole & ~table["variant"].str.contains("@")]
+    table = table.assign(column=table["split"] + " " + table["direction"])
+    columns = list(table["column"].unique())
+    rows = []
+    for (system, variant), group in table.groupby(["system", "variant"], sort=False):
+        recall = dict(zip(group["column"], group["recall_1"], strict=True))
+        rows.append([system, variant, *(f"{recall[name]:.3f}" if name in recall else "" for name in columns)])
+    return {"head": ["system", "variant", *columns], "rows": rows}
 
 
 def _environment(facts: dict) -> list[list[str]]:
@@ -109,14 +117,14 @@ def _environment(facts: dict) -> list[list[str]]:
 
 
 def _figures(folder: Path) -> dict[str, list[tuple[str, str]]]:
-    """(name, base64) of the figures of each stage; those of no stage stand under the study's name."""
-    found: dict[str, list[tuple[str, str]]] = {}
+    """(name, base64) of the figures of each stage, the last stage first; of no stage: under the study's name, last."""
+    figures: dict[str, list[tuple[str, str]]] = {}
     for path in sorted(folder.rglob("*.png")):
         parts = path.relative_to(folder).parts
         title = path.stem.replace("_", " ").replace("-", " ")
         data = base64.b64encode(path.read_bytes()).decode()
-        found.setdefault(parts[0] if len(parts) > 1 else folder.name, []).append((title, data))
-    return found
+        figures.setdefault(parts[0] if len(parts) > 1 else "", []).append((title, data))
+    return {stage or folder.name: figures[stage] for stage in sorted(figures, reverse=True)}
 
 
 def _notebook_pages(folder: Path, stages: list[str]) -> list[str]:

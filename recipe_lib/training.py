@@ -14,7 +14,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -36,7 +36,7 @@ from recipe_lib.data.store import TEXT_ONLY, Store
 from recipe_lib.losses import asymmetric_loss, circle_loss, triplet_loss
 from recipe_lib.models import RetrievalSystem
 from recipe_lib.paths import write_text
-from recipe_lib.retrieval import evaluate
+from recipe_lib.retrieval.metrics import evaluate, mean_cosine
 from recipe_lib.saving import load_system, save_system
 from recipe_lib.segment_features import load_features, segment_features
 
@@ -163,8 +163,12 @@ class TrainingTask(L.LightningModule):
         pairs = len(self.trainer.val_dataloaders.dataset)  # the rows after these fill up the last step
         # The same bags in every epoch of every run: notebook 4 draws its curves beside the baseline's.
         bags = {"candidates": min(pairs, self.config.val_candidates), "bags": 10, "seed": 0}
-        for found in evaluate(*(side[:pairs] for side in sides), **bags):
-            self.log_dict({f"val_{found['direction']}_{k}": found[k] for k in ("recall_1", "recall_10", "medr")})
+        sides = [side[:pairs] for side in sides]
+        for row in evaluate(*sides, **bags):
+            self.log_dict({f"val_{row['direction']}_{k}": row[k] for k in ("recall_1", "recall_10", "medr")})
+        self.log_dict(
+            {f"val_{name}_cosine": mean_cosine(x) for name, x in zip(("image", "recipe"), sides, strict=True)}
+        )
 
     def on_train_epoch_start(self) -> None:
         # Dropout of an epoch follows from the seed, the epoch and the rank alone, so a resumed run draws the same.
@@ -307,6 +311,18 @@ def fit(
         save_system(system, folder)
         write_text(folder / "history.csv", history.to_csv(index=False))
     return history
+
+
+def validate(system: RetrievalSystem, store: Store, config: TrainingConfig, folder: Path) -> dict[str, float]:
+    """The validation figures of a system as `train` measures them after an epoch, on one device: a row of history."""
+    config, val = replace(config, devices=1, num_nodes=1), store.split("val")
+    batches = loader(StudyDataset(val, config.crop_size), InOrder(len(val), config.batch_size), config.num_workers)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PossibleUserWarning)
+        warnings.simplefilter("ignore", FutureWarning)
+        trainer = make_trainer(config, folder, [])
+        return trainer.validate(TrainingTask(system, config), batches, verbose=False)[0]
 
 
 def make_trainer(config: TrainingConfig, folder: Path, callbacks: list[Callback]) -> L.Trainer:

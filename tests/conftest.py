@@ -64,7 +64,9 @@ def tiny_study(tmp_path, monkeypatch) -> Path:
         STUDY + "mark: str = ''  # text to put into the results\n",
         BEGIN.format(stage="03_score"),
         "import json\nweights = (out.parent / '02_train/weights.txt').read_text()\n"
-        "(out.parent / 'results.csv').write_text(f'system,medr\\n{weights}{mark},1.5\\n')\n"
+        "head = 'system,variant,split,direction,candidates,medr,recall_1'\n"
+        "row = f'{weights}{mark},baseline,iid,i2r,9,1.5,.5'\n"
+        "(out.parent / 'results.csv').write_text(f'{head}\\n{row}\\n')\n"
         "(out.parent / 'metrics.json').write_text(json.dumps({'verdict': 'no gain <at all>'}))\n"
         "from PIL import Image\nImage.new('RGB', (4, 4)).save(out / 'recall_by_variant.png')",
     )

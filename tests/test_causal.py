@@ -120,14 +120,53 @@ def test_dictionary_controls_lose_the_content_and_keep_the_shape():
     assert abs(correlation) < 0.1
 
 
+def linear_world(n=6000, seed=0):
+    """Ing -> photo, Ing -> recipe, photo -> recipe: two of four ingredients each move both sides.
+
+    Returns:
+        photo (n, 2), recipe (n, 2), labels (n, 4), the causal matrix of photo -> recipe (2, 2), and what each
+        ingredient adds to the recipe (4, 2), a recipe taking the mean of its two.
+    """
+    generator = seeded(seed)
+    labels = torch.zeros(n, 4, dtype=torch.float64)
+    popular = torch.tensor([0.5, 0.3, 0.1, 0.1]).expand(n, 4)
+    labels.scatter_(1, popular.multinomial(2, generator=generator), 1)
+    effect, on_photo, on_recipe = torch.randn(3, 4, 2, generator=generator).double()
+    effect, on_recipe = effect[:2], on_recipe + 4 * on_photo  # what moves the photo one way moves the recipe so too
+    photo = labels @ on_photo + torch.randn(n, 2, generator=generator)
+    recipe = photo @ effect.T + labels / 2 @ on_recipe + 0.1 * torch.randn(n, 2, generator=generator)
+    return photo, recipe, labels, effect, on_recipe
+
+
+def fitted(photo, recipe, weights):
+    """recipe = slope @ photo + BackdoorAdjustment(photo, weights), by least squares."""
+    torch.manual_seed(0)
+    module = BackdoorAdjustment(torch.randn(4, 6), 2).double()
+    slope = torch.nn.Linear(2, 2, bias=False).double()
+    optimizer = torch.optim.LBFGS(
+        [*slope.parameters(), *module.parameters()], max_iter=300, line_search_fn="strong_wolfe"
+    )
+
+    def loss():
+        optimizer.zero_grad()
+        value = (slope(photo) + module(photo, weights) - recipe).square().mean()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    return slope.weight.detach(), module
+
+
 def test_adjusting_removes_confounding_in_a_linear_world():
-    """Ing -> I, Ing -> R, I -> R: the naive slope is biased; the one adjusted for Ing is the causal 0.5."""
-    rng = np.random.default_rng(0)
-    ing = rng.integers(0, 3, 20_000)
-    image = ing + rng.normal(size=ing.size)
-    recipe = 0.5 * image + 2.0 * ing + rng.normal(size=ing.size)
-    naive = np.polyfit(image, recipe, 1)[0]
-    # E[R | do(I)] by backdoor: the slope inside each stratum, weighted by P(ing)
-    slopes = [np.polyfit(image[ing == k], recipe[ing == k], 1)[0] for k in range(3)]
-    weights = marginal_weights(torch.tensor(np.bincount(ing) / ing.size), 1)[0].numpy()
-    assert naive > 0.8 and float(weights @ slopes) == pytest.approx(0.5, abs=0.03)
+    photo, recipe, labels, effect, on_recipe = linear_world()
+    prior = labels.mean(0)
+    naive, _ = fitted(photo, recipe, marginal_weights(prior, len(photo)))
+    adjusted, module = fitted(photo, recipe, ingredient_weights(labels))
+    placebo, _ = fitted(photo, recipe, ingredient_weights(permute_rows(labels, seeded(1))))
+    assert (naive - effect).abs().max() > 0.2, "the same for every photo: the backdoor stays open"
+    torch.testing.assert_close(adjusted, effect, atol=0.01, rtol=0)
+    torch.testing.assert_close(placebo, naive, atol=0.05, rtol=0.05)
+    # do(photo): the average over the marginal P(ing) is what an experiment would measure.
+    probe = torch.randn(5, 2, generator=seeded(2)).double()
+    done = probe @ adjusted.T + module(probe, marginal_weights(prior, 5)).detach()
+    torch.testing.assert_close(done, probe @ effect.T + (prior / 2) @ on_recipe, atol=0.03, rtol=0)

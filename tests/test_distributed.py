@@ -24,10 +24,10 @@ from timm.layers import convert_sync_batchnorm
 from recipe_lib import distributed
 from recipe_lib.data.loading import PairedBatches, StudyDataset, loader
 from recipe_lib.data.store import Store
-from recipe_lib.evaluation import encode
+from recipe_lib.evaluation.scores import encode
 from recipe_lib.models import VARIANTS, RetrievalSystem, SystemConfig
 from recipe_lib.params import ParamsError, declared, load
-from recipe_lib.retrieval import evaluate
+from recipe_lib.retrieval.metrics import evaluate
 from recipe_lib.saving import load_system
 from recipe_lib.training import TrainingConfig, TrainingTask, make_trainer, train
 

@@ -16,7 +16,7 @@ import pytest
 
 from recipe_lib.data.kitchen import KitchenConfig, cook
 from recipe_lib.data.store import Store
-from recipe_lib.evaluation import COLUMNS
+from recipe_lib.evaluation.scores import COLUMNS
 from tests.layouts import write_recipe1m
 
 ROOT = Path(__file__).parent.parent
@@ -75,7 +75,7 @@ def test_figures_and_record_are_there(smoke):
     figures = {path.name for path in smoke.rglob("*.png")}
     assert figures >= {
         "dishes.png", "confounder.png", "do_context.png", "learning_curves.png", "dictionary_map.png", "gallery.png",
-        "recall_by_variant.png", "fall.png", "oracle_corruption.png", "predicted_ingredients.png",
+        "recall_by_variant.png", "fall.png", "forest.png", "oracle_corruption.png", "predicted_ingredients.png",
     }  # fmt: skip
     manifest = json.loads((smoke / "manifest.json").read_text())
     assert set(manifest["stages"]) == set(STAGES)
@@ -139,6 +139,6 @@ def test_another_system_goes_through_the_same_notebooks_and_lends_its_distances(
     assert again.returncode == 0 and again.stdout.count("unchanged, skipped") == 4, again.stdout + again.stderr
     more = pd.read_csv(smoke / "results.csv")
     assert set(more["system"]) == {"H-T", "H-T+", "H-T++"}
-    beside = pd.read_csv(smoke / "05_evaluation/beside.csv")
-    assert set(beside["system"]) == {"H-T", "H-T+", "H-T++", "DAR", "DAR+", "DAR++"}
+    compared = pd.read_csv(smoke / "05_evaluation/compared_studies.csv")
+    assert set(compared["system"]) == {"H-T", "H-T+", "H-T++", "DAR", "DAR+", "DAR++"}
     assert run(smoke.parent, "params/smoke.yaml", *lent).stdout.count("unchanged, skipped") == 5

@@ -11,12 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from recipe_lib.evaluation import encode
+from recipe_lib.evaluation.scores import encode
 from recipe_lib.losses import circle_loss
 from recipe_lib.models import RetrievalSystem, bare_towers
-from recipe_lib.retrieval import evaluate
+from recipe_lib.retrieval.metrics import evaluate
 from recipe_lib.saving import load_system
-from recipe_lib.training import TrainingConfig, learning_rate, pair_loss, train
+from recipe_lib.training import TrainingConfig, learning_rate, pair_loss, train, validate
 
 CONFIG = TrainingConfig(
     epochs=3, batch_size=32, crop_size=48, optimizer="adamw", learning_rate=2e-3, lr_schedule="cosine", seed=5
@@ -54,10 +54,14 @@ def test_learns_and_keeps_the_best_epoch(tiny_store, tiny_config, tmp_path):
     for name, value in loaded.state_dict().items():
         assert torch.equal(value, system.state_dict()[name]), name
     found = encode(loaded, tiny_store.split("val"), crop=48)
-    from recipe_lib.retrieval import cross_modal_ranks
+    from recipe_lib.retrieval.metrics import cross_modal_ranks
 
     recall = float((cross_modal_ranks(found.embedding, found.recipes)[0] <= 1).double().mean())
     assert recall == pytest.approx(history["val_i2r_recall_1"].max(), abs=1.5 / 24), "bf16 or batch order may move one"
+    best = history.loc[history["val_i2r_recall_1"].idxmax()]
+    again = validate(loaded, tiny_store, CONFIG, tmp_path)
+    assert again == {name: pytest.approx(best[name]) for name in again} and "val_r2i_medr" in again
+    assert validate(fresh(tiny_config), tiny_store, CONFIG, tmp_path) != again
 
 
 def test_same_seed_same_numbers_another_seed_others(tiny_store, tiny_config, tmp_path):

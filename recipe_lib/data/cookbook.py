@@ -7,7 +7,8 @@
 
 All files below the folder are read together, hidden ones left out. A photo is looked for beside its recipe file, in
 `images/` beside it, then in the folder itself. It may be a link, but neither name nor link may leave the folder.
-One bad recipe is skipped and named; a file that cannot be parsed stops the reading, as more may be wrong with it.
+A bad recipe or photo is skipped and named. So is a file that cannot be parsed, with all that it holds: more may be
+wrong with it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,8 @@ class CookbookReport:
     text_only: int = 0
     remote_photos: int = 0  # http and data addresses, never fetched
     duplicates: list[str] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)  # recipes and files, each with its reason
+    broken_files: list[str] = field(default_factory=list)  # left out whole
+    skipped: list[str] = field(default_factory=list)  # recipes, and files without any, each with its reason
     missing_photos: list[str] = field(default_factory=list)
     refused_photos: list[str] = field(default_factory=list)  # names and links that leave the folder
     broken_photos: list[str] = field(default_factory=list)
@@ -79,7 +80,7 @@ def read_cookbook(
         limit: read only this many recipes, the first by id.
 
     Raises:
-        DataError: no such folder, no recipe in it, a file that cannot be read or parsed, or one id twice.
+        DataError: no such folder, one that may not be read, no recipe in it, one id twice, or no photo that is good.
     """
     if val < 0 or test < 0 or val + test >= 1 or (limit is not None and limit < 1):
         raise DataError(f"val={val}, test={test}, limit={limit}: shares of 0 or more, below 1 in all; a limit over 0")
@@ -93,23 +94,40 @@ def read_cookbook(
         if first is not entry:
             raise DataError(f"{root}: {first.where} and {entry.where} share the id {entry.recipe.id!r}; change one")
     if not entries:
-        reasons = f" ({'; '.join(report.skipped[:3])})" if report.skipped else ""
+        faults = [*report.broken_files, *report.skipped]
+        reasons = f" ({'; '.join(faults[:3])})" if faults else ""
         raise DataError(f"{root}: no recipe found{reasons}; it needs JSON lines, CSV, JSON-LD or markdown files")
     kept = _without_duplicates(entries, report)[:limit]
-    faults: dict[Path, str | None] = {}  # what is wrong with each photo; recipes may share one
+    photo_faults: dict[Path, str | None] = {}  # what is wrong with each photo; recipes may share one
     for entry in kept:
-        entry.recipe.images = _good_photos(entry, root, report, faults)
+        entry.recipe.images = _good_photos(entry, root, report, photo_faults)
         entry.recipe.split = _split(entry.recipe.id, val, test) if entry.recipe.images else "train"
     report.pairs = sum(bool(entry.recipe.images) for entry in kept)
     report.text_only = len(kept) - report.pairs
+    if not report.pairs:
+        _explain_lost_photos(root, report)
     return [entry.recipe for entry in kept], report
+
+
+def _explain_lost_photos(root: Path, report: CookbookReport) -> None:
+    """A DataError where recipes name photos and none can be used: how many of each fault, and the first one."""
+    lines = {
+        "outside the folder": report.refused_photos,
+        "missing": report.missing_photos,
+        "broken": report.broken_photos,
+        "remote": ["remote photos are never fetched"] * report.remote_photos,
+    }
+    if lost := {fault: named for fault, named in lines.items() if named}:
+        counts = ", ".join(f"{len(named)} {fault}" for fault, named in lost.items())
+        first = next(iter(lost.values()))[0]
+        raise DataError(f"{root}: no photo can be used: {counts} (first: {first}); put the files into the folder")
 
 
 def _files(root: Path, report: CookbookReport) -> list[Path]:
     def stop(error: OSError) -> None:
         raise DataError(f"{error.filename}: cannot be read ({error.strerror}); correct its permissions")
 
-    found = []
+    files = []
     for folder, folders, names in os.walk(root, onerror=stop):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for path in (Path(folder, name) for name in names):
@@ -118,34 +136,44 @@ def _files(root: Path, report: CookbookReport) -> list[Path]:
             if os.path.islink(path) or not os.path.isfile(path):  # a link may lead anywhere, a pipe never ends
                 report.skipped.append(f"{_shown(path, root)}: not a plain file; put the file itself here")
             else:
-                found.append(path)
-    return sorted(found)
+                files.append(path)
+    return sorted(files)
 
 
-def _entries(path: Path, root: Path, report: CookbookReport) -> Iterator[_Entry]:
-    """The good recipes of one file; the reasons against the others go to the report."""
-    shown, titles, rows = _shown(path, root), Counter(), 0
+def _entries(path: Path, root: Path, report: CookbookReport) -> list[_Entry]:
+    """The good recipes of one file; the reasons against the others, or against the file, go to the report."""
+    shown = _shown(path, root)
     try:
-        for line, fields in READERS[path.suffix.lower()](path):
-            rows += 1
-            where = f"{shown}:{line}" if line else shown
-            try:
-                recipe = _recipe(fields)
-            except _Skip as reason:
-                name = (fields.get("id") or fields.get("title")) if isinstance(fields, dict) else None
-                report.skipped.append(f"{where}{f' ({str(name)[:60]!r})' if name else ''}: {reason}")
-                continue
-            titles[recipe.title] += 1  # one file may hold two recipes of one title
-            recipe.id = recipe.id or _digest(f"{shown}\0{recipe.title}\0{titles[recipe.title]}")[:10]
-            yield _Entry(where, path.parent, recipe)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); correct its permissions") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: not UTF-8 text; save it as UTF-8") from None
-    except RecursionError:
-        raise DataError(f"{path}: nested too deep to be a recipe; remove the file") from None
+        rows = list(READERS[path.suffix.lower()](path))
+    except (DataError, OSError, UnicodeDecodeError, RecursionError) as error:
+        report.broken_files.append(_fault(error, shown, path))
+        return []
     if not rows:
         report.skipped.append(f"{shown}: holds no recipe")
+    entries, titles = [], Counter()
+    for line, fields in rows:
+        where = f"{shown}:{line}" if line else shown
+        try:
+            recipe = _recipe(fields)
+        except _Skip as reason:
+            name = (fields.get("id") or fields.get("title")) if isinstance(fields, dict) else None
+            report.skipped.append(f"{where}{f' ({str(name)[:60]!r})' if name else ''}: {reason}")
+            continue
+        titles[recipe.title] += 1  # one file may hold two recipes of one title
+        recipe.id = recipe.id or _digest(f"{shown}\0{recipe.title}\0{titles[recipe.title]}")[:10]
+        entries.append(_Entry(where, path.parent, recipe))
+    return entries
+
+
+def _fault(error: Exception, shown: str, path: Path) -> str:
+    """One line: which file, where in it, what is wrong, what to do."""
+    if isinstance(error, DataError):  # it begins with the path, and a line where there is one
+        return shown + clean(str(error)).removeprefix(clean(str(path)))
+    if isinstance(error, OSError):
+        return f"{shown}: cannot be read ({error.strerror}); correct its permissions"
+    if isinstance(error, UnicodeDecodeError):
+        return f"{shown}: not UTF-8 text; save it as UTF-8"
+    return f"{shown}: nested too deep to be a recipe; remove the file"
 
 
 def _recipe(fields: dict[str, Any] | str) -> Recipe:

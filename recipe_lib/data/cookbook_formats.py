@@ -2,7 +2,7 @@
 
 A reader yields (line number or None, fields) a recipe. `fields` is a dict of id, title, ingredients, instructions and
 images as the file has them, of any type, or a text that says why there is none. A file that cannot be parsed at all is
-a `DataError` with file and line.
+a `DataError` with file and line; of JSON lines each stands for itself.
 """
 
 from __future__ import annotations
@@ -41,7 +41,11 @@ def read_json_lines(path: Path) -> Iterator[Fields]:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
-                fields = _parse_json(line, f"{path}:{number}")
+                try:
+                    fields = _parse_json(line)
+                except ValueError as error:
+                    yield number, str(error)
+                    continue
                 yield number, _named(fields) if isinstance(fields, dict) else "the line is not an object {...}"
 
 
@@ -68,7 +72,10 @@ def _split_cells(row: dict[str, str]) -> dict[str, Any]:
 
 def read_json_ld(path: Path) -> Iterator[Fields]:
     """Every schema.org/Recipe in the file, however deep. In JSON-LD one value and a list of one are the same."""
-    stack = [_parse_json(path.read_bytes(), str(path))]
+    try:
+        stack = [_parse_json(path.read_bytes())]
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from None
     while stack:
         node = stack.pop()
         if isinstance(node, list):
@@ -176,11 +183,11 @@ def _as_list(value: Any) -> list:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
-def _parse_json(data: bytes, where: str) -> Any:
+def _parse_json(data: bytes) -> Any:
     try:
         return json.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-        raise DataError(f"{where}: not complete UTF-8 JSON ({error}); correct or remove it") from None
+        raise ValueError(f"not complete UTF-8 JSON ({error}); correct or remove it") from None
 
 
 READERS = {

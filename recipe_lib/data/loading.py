@@ -33,6 +33,10 @@ class RecipeBatch:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> RecipeBatch:
         return RecipeBatch(*(getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)))
 
+    def pin_memory(self) -> RecipeBatch:
+        """In page-locked memory, whence a GPU copies by itself; DataLoader calls this."""
+        return RecipeBatch(*(getattr(self, f.name).pin_memory() for f in fields(self)))
+
 
 @dataclass
 class Batch:
@@ -55,6 +59,10 @@ class Batch:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         move = (getattr(self, f.name) for f in fields(self))
         return Batch(*(None if x is None else x.to(device, non_blocking=non_blocking) for x in move))
+
+    def pin_memory(self) -> Batch:
+        """In page-locked memory, whence a GPU copies by itself; DataLoader calls this."""
+        return Batch(*(None if (x := getattr(self, f.name)) is None else x.pin_memory() for f in fields(self)))
 
 
 def recipe_batch(split: Split, rows: np.ndarray) -> RecipeBatch:

@@ -4,8 +4,9 @@
 
 Each change is one or two parameters of params/methods/dar.yaml, which `./run_all.sh` takes too. Here the versions of a
 seed share prepared data and towers, and are trained for few epochs, equally many. Photo to recipe among all pairs of
-the iid test split; the interval is a paired bootstrap over queries and seeds. "+" is the photo-recipe distance times
-photo-description, "++" times segments-recipe too, "+s" segments-recipe alone (held against "++" of the whole).
+the iid test split; from three seeds on the interval is over seeds and queries (recipe_lib/retrieval/intervals.py). "+"
+is the photo-recipe distance times photo-description, "++" times segments-recipe too, "+s" segments-recipe alone (held
+against "++" of the whole).
 
 What is finished of each row and seed is kept in --folder, and a second call goes on from there.
 """
@@ -29,10 +30,11 @@ from recipe_lib.data.kitchen import KitchenConfig, cook
 from recipe_lib.data.prepare import StoreConfig, prepare
 from recipe_lib.data.shards import digest
 from recipe_lib.data.store import Store
-from recipe_lib.evaluation import distances, encode
+from recipe_lib.evaluation.scores import distances, encode
 from recipe_lib.models import RetrievalSystem, SystemConfig, bare_towers, set_towers
 from recipe_lib.paths import study_dir, write_text
-from recipe_lib.retrieval import cross_modal_ranks, paired_bootstrap
+from recipe_lib.retrieval.intervals import mean_interval
+from recipe_lib.retrieval.metrics import cross_modal_ranks
 from recipe_lib.saving import load_system
 from recipe_lib.training import TrainingConfig, train
 from tests.benchmarks import table
@@ -147,7 +149,7 @@ def summary(seeds: list[dict[str, Ranks]]) -> pd.DataFrame:
         for suffix in seeds[0][row]:
             hits = np.stack([ranks[row][suffix] <= 1 for ranks in seeds])
             base = np.stack([ranks["whole"][suffix.replace("+s", "++")] <= 1 for ranks in seeds])
-            difference, low, high = paired_bootstrap(hits, base)
+            difference, low, high = mean_interval(hits.astype(float) - base, own_queries=True)  # a kitchen per seed
             line = {"version": ROWS[row][0], "distances": f"DAR{suffix}", "R@1": hits.mean(), "seeds": len(seeds)}
             lines.append(line | {"minus whole": f"{difference:+.3f}", "95 %": f"[{low:+.3f}, {high:+.3f}]"})
     return pd.DataFrame(lines)

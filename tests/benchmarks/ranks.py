@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recipe_lib.retrieval import cross_modal_ranks, evaluate
+from recipe_lib.retrieval.metrics import cross_modal_ranks, evaluate
 from tests.benchmarks import finish, in_child, side_by_side, table
 
 SIZES = (1000, 10_000, 20_000, 30_000, 40_000, 50_000)

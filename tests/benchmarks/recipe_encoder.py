@@ -25,7 +25,7 @@ from recipe_lib.data.recipe1m import read_recipe1m
 from recipe_lib.data.store import Split, Store
 from recipe_lib.encoders.packed import MaskedTransformer
 from recipe_lib.encoders.recipe import COMPONENTS
-from recipe_lib.evaluation import distinct_sentences, encode_recipes
+from recipe_lib.evaluation.scores import distinct_sentences, encode_recipes
 from recipe_lib.models import RetrievalSystem, SystemConfig
 from tests.benchmarks import side_by_side, table
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from recipe_lib.search import SearchIndex
+from recipe_lib.retrieval.search import SearchIndex
 from tests.benchmarks import finish, in_child, table
 
 

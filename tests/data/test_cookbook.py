@@ -222,11 +222,50 @@ def test_empty_fields_are_kept_while_something_is_left(tmp_path):
         ("a.md", b"# \xff", "a.md"),
     ],
 )
-def test_a_file_that_cannot_be_parsed_stops_and_is_named(tmp_path, name, data, where):
+def test_a_file_that_cannot_be_parsed_is_left_out_and_named(tmp_path, name, data, where):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(DataError) as error:
         read_cookbook(tmp_path)
-    assert where in str(error.value) and "\n" not in str(error.value)
+    assert "no recipe found" in str(error.value) and where in str(error.value) and "\n" not in str(error.value)
+    json_lines(tmp_path / "good", SOUP)
+    recipes, report = read_cookbook(tmp_path)
+    assert [recipe.id for recipe in recipes] == ["soup"]
+    (line,) = [line for line in report.broken_files + report.skipped if line.startswith(f"{where}: ")]
+    assert len(line) < 250 and (line in report.broken_files) == (not name.endswith("jsonl"))
+    assert ("1 broken files: " + line in str(report)) == (not name.endswith("jsonl"))
+
+
+def test_a_broken_file_is_left_out_whole_and_a_broken_line_alone(tmp_path):
+    json_lines(tmp_path, SOUP)
+    (tmp_path / "more.jsonl").write_text('{"title": "cut\n{"title": "Bread", "ingredients": ["flour"]}\n')
+    (tmp_path / "book.csv").write_text('title,ingredients\nPie,apples\n,\nCake,"flour\n')
+    recipes, report = read_cookbook(tmp_path)
+    assert sorted(recipe.title for recipe in recipes) == ["Bread", "Soup"], "of the table not even the first rows"
+    assert len(report.broken_files) == 1 and report.broken_files[0].startswith("book.csv:4: not a sound CSV table")
+    assert [line.split(": ")[0] for line in report.skipped] == ["more.jsonl:1"]
+
+
+def test_photos_of_which_none_can_be_used_say_why(tmp_path):
+    root, secret = tmp_path / "book", photo(tmp_path / "elsewhere" / "a.jpg")
+    json_lines(root, *(SOUP | {"id": f"{i}", "title": f"{i}", "images": [f"{i}.jpg"]} for i in range(3)))
+    for i in range(3):
+        (root / f"{i}.jpg").symlink_to(secret)
+    reason = (
+        r"no photo can be used: 3 outside the folder \(first: recipes.jsonl:1: '0.jpg' leaves the cookbook's folder\)"
+    )
+    with pytest.raises(DataError, match=reason) as error:
+        read_cookbook(root)
+    assert str(root) in str(error.value) and "\n" not in str(error.value)
+    (root / "1.jpg").unlink()
+    (root / "2.jpg").unlink()
+    (root / "2.jpg").write_bytes(b"cut")
+    with pytest.raises(DataError, match="1 outside the folder, 1 missing, 1 broken"):
+        read_cookbook(root)
+    photo(root / "1.jpg")
+    assert read_cookbook(root)[1].pairs == 1
+    far = json_lines(tmp_path / "far", SOUP | {"images": ["https://x.org/a.jpg"]})
+    with pytest.raises(DataError, match="1 remote \\(first: remote photos are never fetched\\)"):
+        read_cookbook(far)
 
 
 def test_roots_that_are_none(tmp_path):
@@ -396,10 +435,8 @@ def test_any_file_is_read_or_named(tmp_path_factory, text, kind):
     (root / f"x.{kind}").write_text(
         {"md": "---\n", "csv": "title,ingredients\n"}.get(kind, "") + text, encoding="utf-8"
     )
-    try:
-        assert read_cookbook(root)[0]
-    except DataError as error:
-        assert f"x.{kind}" in str(error) and len(str(error).splitlines()) == 1
+    recipes, report = read_cookbook(root)
+    assert recipes and all(f"x.{kind}" in line and len(line.splitlines()) == 1 for line in report.broken_files)
 
 
 @needs_shared

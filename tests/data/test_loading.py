@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from recipe_lib.data.images import decode_jpeg
 from recipe_lib.data.loading import Draw, InOrder, PairedBatches, StudyDataset, loader, recipe_batch, segment_pixels
@@ -23,6 +24,25 @@ def test_recipe_batch_equals_loops(tiny_store):
         assert read(batch.title[i : i + 1]) == sentences[:1]
         assert read(batch.ingredients[i]) == sentences[1 : 1 + lines]
         assert read(batch.instructions[i]) == sentences[1 + lines :]
+
+
+def test_a_loader_pins_whole_batches(tiny_store, monkeypatch):
+    """What DataLoader's pin_memory thread does; without a GPU there is no such memory, so the tensors are watched."""
+    dataset = StudyDataset(tiny_store.split("train"), 48)
+    batch, pinned = dataset[Draw(np.array([3, 1]), True, 0)], []
+    batch.segment_mask = torch.ones(2, 3, dtype=torch.bool)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self, *_: (pinned.append(self), self.clone())[1])
+    moved = pin_memory(batch)
+    sides = [batch.rows, batch.images, batch.labels, batch.segment_mask, *vars(batch.recipes).values()]
+    assert len(pinned) == len(sides) == 8 and all(any(x is y for y in pinned) for x in sides)
+    assert torch.equal(moved.images, batch.images) and moved.descriptions is None and moved.images is not batch.images
+    assert torch.equal(moved.recipes.tokens, batch.recipes.tokens)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_pinned_on_a_machine_with_a_gpu(tiny_store):
+    batch = next(iter(loader(StudyDataset(tiny_store.split("train"), 48), InOrder(4, 4))))
+    assert batch.images.is_pinned() and batch.recipes.tokens.is_pinned()
 
 
 def test_batches_follow_from_seed_and_epoch(tiny_store):

@@ -21,7 +21,7 @@ class SearchIndex:
     """Recipes by cosine similarity.
 
     Kind "exact" keeps float32 vectors and scans all; "approximate" keeps a byte a number, in sqrt(N) clusters of which
-    it scans the nearest sixteenth: a quarter of the memory, similarities good to about 0.001.
+    it scans the nearest eighth: a quarter of the memory, similarities good to about 0.001.
     """
 
     index: faiss.Index
@@ -40,9 +40,9 @@ class SearchIndex:
         index = faiss.index_factory(d, kinds[kind], faiss.METRIC_INNER_PRODUCT)
         if kind == "approximate":
             index.nprobe = -(-lists // 8)
-            index.train(_unit(embeddings[np.random.default_rng(0).permutation(n)[: 64 * lists + 1000]]))
-        for start in range(0, n, 1 << 14):
-            index.add(_unit(embeddings[start : start + (1 << 14)], start))
+            index.train(_unit(embeddings, np.random.default_rng(0).permutation(n)[: 64 * lists + 1000]))
+        for rows in np.split(np.arange(n), range(1 << 14, n, 1 << 14)):
+            index.add(_unit(embeddings, rows))
         return cls(index, np.asarray(ids, object), np.asarray(titles, object))
 
     def search(self, queries: Array, k: int = 10) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -52,7 +52,7 @@ class SearchIndex:
         """
         if queries.ndim != 2 or queries.shape[1] != self.index.d:
             raise ValueError(f"queries {tuple(queries.shape)} must be (Q, {self.index.d})")
-        queries, k = _unit(queries), min(k, self.index.ntotal)
+        queries, k = _unit(queries, np.arange(len(queries)), "query"), min(k, self.index.ntotal)
         similarity, rows = self.index.search(queries, k)
         if (rows < 0).any():  # too few in the clusters looked into
             every = faiss.SearchParametersIVF(nprobe=self.index.nlist)
@@ -74,21 +74,23 @@ class SearchIndex:
 
         A ValueError names the file that is missing or broken, or not of the same index as the other.
         """
-        found = []
+        read_parts = []
         for name, read in zip(FILES, (lambda path: faiss.read_index(str(path)), pd.read_parquet), strict=True):
             try:
-                found.append(read(folder / name))
+                read_parts.append(read(folder / name))
             except Exception as error:  # faiss and pyarrow raise many kinds
                 raise ValueError(f"{folder / name}: not there, or broken") from error
-        index, recipes = found
+        index, recipes = read_parts
         if list(recipes) != ["id", "title"] or len(recipes) != index.ntotal:
             raise ValueError(f"{folder / FILES[1]}: not the ids and titles of the {index.ntotal} recipes in {FILES[0]}")
         return cls(index, recipes["id"].to_numpy(object), recipes["title"].to_numpy(object))
 
 
-def _unit(x: Array, first: int = 0) -> np.ndarray:
+def _unit(x: Array, rows: np.ndarray, name: str = "embedding") -> np.ndarray:
+    """Some rows of (N, D) as float32 unit vectors; an error names the row of x."""
+    x = x[rows]
     x = np.asarray(x.detach().cpu() if isinstance(x, Tensor) else x, np.float64)
     norm = np.linalg.norm(x, axis=1, keepdims=True)
     if (bad := ~(np.isfinite(norm) & (norm > 0))[:, 0]).any():
-        raise ValueError(f"embedding {first + int(bad.argmax())} is zero or not finite")
+        raise ValueError(f"{name} {rows[bad.argmax()]} is zero or not finite")
     return (x / norm).astype(np.float32)

@@ -1,14 +1,15 @@
-"""Exact ranks of the true pairs, MedR / R@K, bags of candidates, paired bootstrap intervals."""
+"""Exact ranks of the true pairs, MedR / R@K, bags of candidates."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from recipe_lib.screening import Embeddings, Pairs, bag_ranks
+from recipe_lib.retrieval.exact_ranks import Embeddings, Pairs, bag_ranks
 
 RECALL_AT = (1, 5, 10)
 
@@ -41,8 +42,8 @@ def cross_modal_ranks(
         ValueError: shapes differ, or an embedding is not finite or zero: a NaN would rank first, not last.
     """
     pairs = Pairs(images, recipes, device)
-    found = bag_ranks(pairs, torch.ones(pairs.n, 1), block)[..., 0].long().unbind()
-    return found if ties else found[:2]
+    ranks = bag_ranks(pairs, torch.ones(pairs.n, 1), block)[..., 0].long().unbind()
+    return ranks if ties else ranks[:2]
 
 
 def rank_metrics(ranks: Tensor) -> dict[str, float]:
@@ -52,13 +53,21 @@ def rank_metrics(ranks: Tensor) -> dict[str, float]:
     return {"medr": float(ranks.quantile(0.5))} | recalls
 
 
-def evaluate(
-    images: Embeddings, recipes: Embeddings, *, candidates: int | Sequence[int], bags: int = 10, seed: int = 0
-) -> list[dict]:
-    """Metrics in both directions on bags of `candidates` pairs, averaged over the bags; the whole set is one bag.
+class BagRanks(NamedTuple):
+    """Ranks (n,) int64 of the pairs of one bag, and how many other candidates tie with the true one."""
 
-    Several sizes cost little more than one: the candidates above the true one are counted in all bags at once. Bags of
-    a set not much larger overlap: their spread is no confidence interval, so none is given.
+    i2r: Tensor
+    r2i: Tensor
+    i2r_ties: Tensor
+    r2i_ties: Tensor
+
+
+def rank_bags(
+    images: Embeddings, recipes: Embeddings, *, candidates: int | Sequence[int], bags: int = 10, seed: int = 0
+) -> dict[int, list[BagRanks]]:
+    """Exact ranks within random bags of pairs, by the size of the bags; the whole set is one bag, in its own order.
+
+    Several sizes cost little more than one: the candidates above the true one are counted in all bags at once.
 
     Raises:
         ValueError: more candidates than pairs, or as for `cross_modal_ranks`.
@@ -72,41 +81,38 @@ def evaluate(
     members = torch.zeros(n, sum(map(len, draws)))
     for column, draw in enumerate(draw for drawn in draws for draw in drawn):
         members[draw, column] = 1
-    columns = iter(bag_ranks(Pairs(images, recipes), members).unbind(2))
+    columns = iter(bag_ranks(Pairs(images, recipes), members).long().unbind(2))
+    return {
+        size: [BagRanks(*column[:, draw]) for draw, column in zip(drawn, columns, strict=False)]
+        for size, drawn in zip(sizes, draws, strict=True)
+    }
+
+
+def bag_metrics(ranked: dict[int, list[BagRanks]]) -> list[dict]:
+    """Metrics of what `rank_bags` gives, in both directions, averaged over the bags of a size.
+
+    Bags of a set not much larger overlap: their spread is no confidence interval, so none is given.
+    """
     rows = []
-    for size, drawn in zip(sizes, draws, strict=True):
-        found = [column[:, draw] for draw, column in zip(drawn, columns, strict=False)]  # (4, size) each
-        for way, direction in enumerate(("i2r", "r2i")):
-            scores = [rank_metrics(bag[way]) | {"ties": int((bag[2 + way] > 0).sum())} for bag in found]
+    for size, bags in ranked.items():
+        for direction in ("i2r", "r2i"):
+            scores = [
+                rank_metrics(getattr(bag, direction)) | {"ties": int((getattr(bag, f"{direction}_ties") > 0).sum())}
+                for bag in bags
+            ]
             means = {key: float(np.mean([score[key] for score in scores])) for key in scores[0]}
             rows.append({"direction": direction, "candidates": size} | means)
     return rows
 
 
-def paired_bootstrap(
-    a: np.ndarray, b: np.ndarray, *, draws: int = 2000, level: float = 0.95, seed: int = 0
-) -> tuple[float, float, float]:
-    """Mean of a - b over the same queries, with a percentile interval.
+def evaluate(
+    images: Embeddings, recipes: Embeddings, *, candidates: int | Sequence[int], bags: int = 10, seed: int = 0
+) -> list[dict]:
+    """`bag_metrics` of `rank_bags`."""
+    return bag_metrics(rank_bags(images, recipes, candidates=candidates, bags=bags, seed=seed))
 
-    Queries are drawn with replacement, and seeds too where there are several; both systems are scored on each draw,
-    so what makes a query hard for both cancels.
 
-    Args:
-        a, b: (queries,) or (seeds, queries) scores, such as 1 where the rank is 1.
-
-    Returns:
-        difference, low, high.
-    """
-    difference = np.atleast_2d(np.asarray(a, np.float64) - np.asarray(b, np.float64))  # (S, N)
-    seeds, queries = difference.shape
-    rng = np.random.default_rng(seed)
-    means = np.empty(draws)
-    step = max(1, (1 << 24) // queries)
-    for start in range(0, draws, step):
-        size = min(step, draws - start)
-        drawn = rng.multinomial(queries, np.full(queries, 1 / queries), size=size)  # (size, N)
-        by_seed = drawn @ difference.T / queries  # (size, S)
-        weight = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=size) / seeds
-        means[start : start + size] = (by_seed * weight).sum(1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(difference.mean()), float(low), float(high)
+def mean_cosine(embeddings: Tensor) -> float:
+    """Mean cosine of two different rows of (N, D): 1 where a model has collapsed; 0 of a single row."""
+    unit, n = torch.nn.functional.normalize(embeddings.double(), dim=1), len(embeddings)
+    return float((unit.sum(0).square().sum() - unit.square().sum()) / (n * (n - 1))) if n > 1 else 0.0

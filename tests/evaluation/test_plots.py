@@ -3,9 +3,10 @@ import io
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import pytest
 from PIL import Image
 
-from recipe_lib import plots
+from recipe_lib.evaluation import plots
 
 
 def jpeg():
@@ -30,6 +31,17 @@ def test_each_figure_shows_what_it_is_given():
     names = [f"n{i}" for i in range(12)]
     plots.dictionary_map(axes[6], np.random.default_rng(0).normal(size=(12, 4)), names, range(1, 13))
     plots.corruption_curve(axes[7], [0, 0.5], {"iid": [0.9, 0.3]}, {"baseline": 0.2})
+    row = {"b": "control", "split": "iid", "against_split": "iid", "direction": "i2r"}
+    shown = [(0.2, 0.1, 0.3), (-0.2, -0.3, -0.1), (0.1, -0.1, 0.3), (0, 0, 0)]
+    rows = [row | {"a": a, "difference": v, "low": l, "high": h} for a, (v, l, h) in zip("abc", shown, strict=False)]
+    plots.forest(axes[8], [*rows, rows[0] | {"a": "control"}])
+    assert [label.get_text() for label in axes[8].get_yticklabels()] == [f"{a} - control, iid" for a in "abc"]
+    drawn = {c.get_label(): (*c[0].get_xydata()[0], *c[2][0].get_segments()[0][:, 0]) for c in axes[8].containers}
+    assert drawn == {
+        "above": pytest.approx((0.2, 2, 0.1, 0.3)), "below": pytest.approx((-0.2, 1, -0.3, -0.1)),
+        "not apart": pytest.approx((0.1, 0, -0.1, 0.3)),
+    }  # fmt: skip
+    assert len({c[0].get_color() for c in axes[8].containers}) == 3
     assert axes[0].get_title() == "a title" and axes[0].spines["left"].get_visible()
     assert list(axes[2].lines[1].get_xdata()) == [3, 4], "what goes on from the baseline is drawn after it"
     assert [bar.get_width() for bar in axes[3].patches] == [0.5, 0.5]

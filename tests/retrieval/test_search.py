@@ -1,8 +1,9 @@
+import faiss
 import numpy as np
 import pytest
 import torch
 
-from recipe_lib.search import FILES, SearchIndex
+from recipe_lib.retrieval.search import FILES, SearchIndex
 
 
 def cookbook(n=3000, d=32, clusters=60, seed=0):
@@ -38,6 +39,15 @@ def test_approximate_finds_nearly_the_same():
     assert (close[0][:, 0] == exact[0][:, 0]).mean() > 0.9
     both = exact[0] == close[0]
     assert np.abs(exact[2] - close[2])[both].max() < 0.02
+
+
+def test_an_approximate_index_scans_an_eighth_of_its_clusters():
+    recipes, photos, ids, titles = cookbook()
+    index = SearchIndex.build(recipes, ids, titles, kind="approximate")
+    assert index.index.nlist == 54 and index.index.nprobe == 7 and "the nearest eighth" in SearchIndex.__doc__
+    faiss.cvar.indexIVF_stats.reset()
+    index.search(photos)
+    assert faiss.cvar.indexIVF_stats.ndis / len(photos) < 2 * len(recipes) / 8, "clusters differ in size"
 
 
 @pytest.mark.parametrize("kind", ["exact", "approximate"])
@@ -86,11 +96,12 @@ def test_bad_input_is_refused():
     index = SearchIndex.build(recipes, ids, titles)
     with pytest.raises(ValueError, match=r"queries \(50, 31\) must be \(Q, 32\)"):
         index.search(photos[:, :31])
-    with pytest.raises(ValueError, match="embedding 0 is zero"):
+    with pytest.raises(ValueError, match="query 0 is zero"):
         index.search(photos * 0)
     recipes[7] = np.nan
-    with pytest.raises(ValueError, match="embedding 7 is zero or not finite"):
-        SearchIndex.build(recipes, ids, titles)
+    for kind in ("exact", "approximate"):  # the approximate index meets it in a random order
+        with pytest.raises(ValueError, match="^embedding 7 is zero or not finite"):
+            SearchIndex.build(recipes, ids, titles, kind)
     with pytest.raises(ValueError, match="equally many"):
         SearchIndex.build(recipes, ids[1:], titles)
     with pytest.raises(ValueError, match="one of exact, approximate"):

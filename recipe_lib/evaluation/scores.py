@@ -22,9 +22,9 @@ from recipe_lib.data.text import PAD
 from recipe_lib.losses import posterior
 from recipe_lib.models import RetrievalSystem
 from recipe_lib.paths import study_dir, write_text
-from recipe_lib.retrieval import cross_modal_ranks, evaluate
+from recipe_lib.retrieval.exact_ranks import Embeddings
+from recipe_lib.retrieval.metrics import bag_metrics, rank_bags
 from recipe_lib.saving import load_system
-from recipe_lib.screening import Embeddings
 from recipe_lib.segment_features import load_features, segment_features
 
 COLUMNS = [
@@ -86,21 +86,21 @@ def encode(
     embedding, z, labels, logits = (
         None if column[0] is None else torch.cat([x.cpu() for x in column]) for column in zip(*parts, strict=True)
     )
-    found = Encoded(embedding, z, encode_recipes(system, split), labels, logits)
+    encoded = Encoded(embedding, z, encode_recipes(system, split), labels, logits)
     batches = np.array_split(np.arange(len(split)), -(-len(split) // batch_size))
     if system.description_encoder is not None:
         tokens = (torch.from_numpy(split.description_tokens(rows)).to(device) for rows in batches)
-        found.descriptions = torch.cat([system.encode_descriptions(ids).cpu() for ids in tokens])
+        encoded.descriptions = torch.cat([system.encode_descriptions(ids).cpu() for ids in tokens])
     if system.segment_encoder is not None:
         features = load_features(system, segment_features(system, split, kept, first_only=True))
         features = torch.from_numpy(np.array(features))
         counts = torch.from_numpy(split.segment_counts[split.photo_start[:-1]])[:, None]
         mask = torch.arange(features.shape[1]) < counts
-        found.segments = system.encode_segments(features.to(device), mask.to(device)).cpu()
-    return found
+        encoded.segments = system.encode_segments(features.to(device), mask.to(device)).cpu()
+    return encoded
 
 
-def encode_beside(study: str, split: Split, kept: Path) -> Encoded:
+def encode_with_study(study: str, split: Split, kept: Path) -> Encoded:
     """The same recipes through the baseline of another study, which reads descriptions or segments.
 
     Args:
@@ -121,29 +121,29 @@ def encode_beside(study: str, split: Split, kept: Path) -> Encoded:
     return encode(other, theirs, crop=other.image_encoder.tower.size[0], kept=kept)
 
 
-def distances(images: Tensor, recipes: Tensor, beside: Encoded | None) -> dict[str, tuple]:
+def distances(images: Tensor, recipes: Tensor, source: Encoded | None) -> dict[str, tuple]:
     """What is ranked: the distances 1 - cosine whose product orders the candidates (DAR, arXiv:2312.04763).
 
     Args:
         images, recipes: (N, D) embeddings of a system, the photos' with its term z.
-        beside: where descriptions and segments come from, and the photos and recipes they are held against: the same
+        source: where descriptions and segments come from, and the photos and recipes they are held against: the same
             system, or another one for the same recipes.
 
     Returns:
         By suffix, two arguments of `cross_modal_ranks`: "" the photo against the recipe; "+" times the photo against
         the description; "++" times the segments against the recipe; "+s" segments alone, without descriptions.
     """
-    found = {"": (images, recipes)}
-    if beside is None:
-        return found
-    photo = beside.embedding + beside.z
-    if beside.descriptions is not None:
-        found["+"] = ((images, photo), (recipes, beside.descriptions))
-        if beside.segments is not None:
-            found["++"] = ((images, photo, beside.segments), (recipes, beside.descriptions, beside.recipes))
-    elif beside.segments is not None:
-        found["+s"] = ((images, beside.segments), (recipes, beside.recipes))
-    return found
+    sides = {"": (images, recipes)}
+    if source is None:
+        return sides
+    photo = source.embedding + source.z
+    if source.descriptions is not None:
+        sides["+"] = ((images, photo), (recipes, source.descriptions))
+        if source.segments is not None:
+            sides["++"] = ((images, photo, source.segments), (recipes, source.descriptions, source.recipes))
+    elif source.segments is not None:
+        sides["+s"] = ((images, source.segments), (recipes, source.recipes))
+    return sides
 
 
 @torch.inference_mode()
@@ -200,7 +200,7 @@ def distinct_sentences(split: Split, sentences: np.ndarray, batch_tokens: int) -
 
 
 @torch.inference_mode()
-def queries(variant: str, system: RetrievalSystem, found: Encoded, seed: int) -> dict[str, Tensor]:
+def test_time_embeddings(variant: str, system: RetrievalSystem, encoded: Encoded, seed: int) -> dict[str, Tensor]:
     """The image embeddings of a variant and of its test-time controls, by name; they cost no training.
 
     `variant@control` changes the trained variant at test time alone: `no_z` removes the term, `soft` drops the
@@ -208,28 +208,28 @@ def queries(variant: str, system: RetrievalSystem, found: Encoded, seed: int) ->
     rising rate, or left alone without the photo.
     """
     system = system.cpu()
-    out = {variant: found.embedding + found.z}
+    out = {variant: encoded.embedding + encoded.z}
     attached = system.config.debiasing
     if not attached.weights:
         return out
     generator = torch.Generator().manual_seed(seed)
 
     def told(labels: Tensor) -> Tensor:
-        return system.adjustment(found.embedding, ingredient_weights(labels.float()))
+        return system.adjustment(encoded.embedding, ingredient_weights(labels.float()))
 
-    out[f"{variant}@no_z"] = found.embedding
+    out[f"{variant}@no_z"] = encoded.embedding
     if attached.weights == "classifier":
-        soft = ingredient_weights(system.probabilities(found.logits))
-        out[f"{variant}@soft"] = found.embedding + system.adjustment(found.embedding, soft)
-        out[f"{variant}@true_labels"] = found.embedding + told(found.labels)
+        soft = ingredient_weights(system.probabilities(encoded.logits))
+        out[f"{variant}@soft"] = encoded.embedding + system.adjustment(encoded.embedding, soft)
+        out[f"{variant}@true_labels"] = encoded.embedding + told(encoded.labels)
     if attached.weights == "labels":
-        out[f"{variant}@permuted_labels"] = found.embedding + told(permute_rows(found.labels, generator))
+        out[f"{variant}@permuted_labels"] = encoded.embedding + told(permute_rows(encoded.labels, generator))
         # A recipe without any label has no z; one constant stands for it, since a zero vector cannot be ranked.
-        nothing = found.z.norm(dim=1, keepdim=True) == 0
-        out[f"{variant}@labels_only"] = torch.where(nothing, torch.ones_like(found.z), found.z)
+        nothing = encoded.z.norm(dim=1, keepdim=True) == 0
+        out[f"{variant}@labels_only"] = torch.where(nothing, torch.ones_like(encoded.z), encoded.z)
         for rate in CORRUPTION:
-            labels = corrupt_labels(found.labels, rate, generator)
-            out[f"{variant}@corrupted_{rate}"] = found.embedding + told(labels)
+            labels = corrupt_labels(encoded.labels, rate, generator)
+            out[f"{variant}@corrupted_{rate}"] = encoded.embedding + told(labels)
     return out
 
 
@@ -245,47 +245,64 @@ def score(
     """
     pairs = len(images if isinstance(images, Tensor) else images[0])
     sizes = [size for size in candidates if size < pairs] + [pairs]
-    rows = [name | row for row in evaluate(images, recipes, candidates=sizes, bags=bags, seed=seed)]
-    i2r, r2i = cross_modal_ranks(images, recipes)
+    ranked = rank_bags(images, recipes, candidates=sizes, bags=bags, seed=seed)
+    rows = [name | row for row in bag_metrics(ranked)]
+    whole = ranked[pairs][0]
     ranks = [
-        pd.DataFrame(name | {"direction": way, "query": np.arange(len(r)), "rank": r.numpy()})
-        for way, r in (("i2r", i2r), ("r2i", r2i))
+        pd.DataFrame(name | {"direction": way, "query": np.arange(pairs), "rank": r.numpy()})
+        for way, r in (("i2r", whole.i2r), ("r2i", whole.r2i))
     ]
     return rows, pd.concat(ranks, ignore_index=True)
 
 
 def classifier_metrics(logits: Tensor, labels: Tensor, gamma_neg: float, gamma_pos: float) -> pd.DataFrame:
-    """Precision, recall and F1, micro and macro, where sigmoid(logit) and where the calibrated posterior passes 0.5.
+    """How well ingredients are named, where sigmoid(logit) and where the calibrated posterior passes 0.5.
 
-    Classes without a positive in the split have no recall: macro means are over the others.
+    Micro figures are over all decisions, macro ones means over classes. Macro F1 is read in two ways, which differ:
+    `macro_f1` is the mean of the classes' F1; `macro_f1_of_means` the harmonic mean of macro precision and macro
+    recall, the one printed with arXiv:2511.15201. Classes without a positive in the split have no recall: macro means
+    are over the others. A class that is never named has precision 0.
+
+    Returns:
+        A row a reading of the probability: the figures above and macro_average_precision, the mean over classes.
     """
     truth = labels.numpy() > 0
     truth, scores = truth[:, truth.any(0)], logits.numpy()[:, truth.any(0)]
+    ranked = {"macro_average_precision": average_precision_score(truth, scores, average="macro")}
     rows = []
     for reading in ("sigmoid", "calibrated"):
         p = torch.from_numpy(scores)
         predicted = (torch.sigmoid(p) if reading == "sigmoid" else posterior(p, gamma_neg, gamma_pos)).numpy() >= 0.5
-        counts = np.stack([(predicted & truth).sum(0), predicted.sum(0), truth.sum(0)])  # (3, classes)
-        for average, (hits, named, there) in (("micro", counts.sum(1, keepdims=True)), ("macro", counts)):
-            rows.append(
-                {
-                    "probability": reading,
-                    "average": average,
-                    "precision": (hits / np.maximum(named, 1)).mean(),
-                    "recall": (hits / there).mean(),
-                    "f1": (2 * hits / (named + there)).mean(),
-                }
-            )
-    return pd.DataFrame(rows).assign(mean_average_precision=average_precision_score(truth, scores, average="macro"))
+        hits, named, there = (predicted & truth).sum(0), predicted.sum(0), truth.sum(0)  # (classes,) each
+        row = {"probability": reading}
+        for average, (h, n, t) in {
+            "micro": (hits.sum(), named.sum(), there.sum()),
+            "macro": (hits, named, there),
+        }.items():
+            row[f"{average}_precision"], row[f"{average}_recall"] = np.mean(h / np.maximum(n, 1)), np.mean(h / t)
+            row[f"{average}_f1"] = np.mean(2 * h / (n + t))
+        both = row["macro_precision"] + row["macro_recall"]
+        row["macro_f1_of_means"] = 2 * row["macro_precision"] * row["macro_recall"] / both if both else 0.0
+        rows.append({key: value if isinstance(value, str) else float(value) for key, value in (row | ranked).items()})
+    return pd.DataFrame(rows)
 
 
-def twin_accuracy(images: Tensor, recipes: Tensor, ids: Sequence[str], twins: Sequence[str]) -> float | None:
-    """Share of the queries that stand nearer to their own recipe than to its near-duplicate; None without twins."""
+def near_duplicate_pairs(ids: Sequence[str], near_duplicates: Sequence[str]) -> np.ndarray:
+    """(P, 2) rows of the recipes that have a near-duplicate in the split, each with the row of it.
+
+    Args:
+        ids: (N,) of the split.
+        near_duplicates: (N,) the id of each recipe's near-duplicate, or any other text.
+    """
     row = {id_: i for i, id_ in enumerate(ids)}
-    pairs = [(i, row[twin]) for i, twin in enumerate(twins) if twin in row]
-    if not pairs:
+    return np.array([(i, row[other]) for i, other in enumerate(near_duplicates) if other in row]).reshape(-1, 2)
+
+
+def near_duplicate_accuracy(images: Tensor, recipes: Tensor, pairs: np.ndarray) -> float | None:
+    """Share of the queries that stand nearer to their own recipe than to its near-duplicate; None without pairs."""
+    if not len(pairs):
         return None
-    own, other = torch.tensor(pairs).T
+    own, other = torch.from_numpy(pairs).T
     cosine = torch.nn.functional.cosine_similarity
     return float((cosine(images[own], recipes[own]) > cosine(images[own], recipes[other])).double().mean())
 

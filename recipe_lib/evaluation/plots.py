@@ -13,6 +13,8 @@ from matplotlib.axes import Axes
 from PIL import Image
 from sklearn.manifold import TSNE
 
+from recipe_lib.evaluation.comparisons import standing
+
 COLOURS = {
     "baseline": "#8c8c8c",
     "equal_compute": "#4c72b0",
@@ -63,6 +65,31 @@ def recall_bars(ax: Axes, table: pd.DataFrame) -> None:
     for position, value, high in zip(y, table["value"], table["high"], strict=True):
         ax.text(high + 0.01, position, f"{value:.3f}", va="center", fontsize=8)
     ax.set_xlim(0, min(1.12, 1.15 * table["high"].max() + 0.05))
+
+
+STANDINGS = {"above": "#0072b2", "below": "#d55e00", "not apart from": "#8c8c8c"}
+
+
+def forest(ax: Axes, comparisons: Sequence[dict]) -> None:
+    """Paired differences of two variants with 95 % intervals, a row each, the zero line, coloured by what they show.
+
+    Args:
+        comparisons: as `study_comparisons` gives them, of one direction; a variant against itself is left out.
+    """
+    rows = [row for row in comparisons if row["a"] != row["b"]]
+    heights = np.arange(len(rows))[::-1]
+    for word, colour in STANDINGS.items():
+        chosen = [(y, row) for y, row in zip(heights, rows, strict=True) if standing(row) == word]
+        if chosen:
+            y, value, low, high = np.array([(y, row["difference"], row["low"], row["high"]) for y, row in chosen]).T
+            error = np.abs([value - low, high - value])
+            ax.errorbar(value, y, xerr=error, fmt="o", ms=4, lw=1.5, color=colour, label=word.removesuffix(" from"))
+    ax.axvline(0, color="#1a1a1a", lw=0.8)
+    ax.set_yticks(heights, [f"{row['a']} - {row['b']}, {row['split']}" for row in rows], fontsize=7)
+    ax.set_ylim(-0.6, len(rows) - 0.4)
+    ax.grid(axis="x", alpha=0.3)
+    ax.set(title=rows[0]["direction"], xlabel="difference of R@1")
+    ax.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.06), ncols=3)
 
 
 def fall(ax: Axes, table: pd.DataFrame, splits: Sequence[str]) -> None:

@@ -7,24 +7,26 @@ import pytest
 import torch
 
 from recipe_lib.causal import ingredient_dictionary
-from recipe_lib.comparisons import beside, compare, compare_falls, intervals, sentence
 from recipe_lib.data.images import decode_jpeg
 from recipe_lib.data.loading import recipe_batch, segment_pixels
-from recipe_lib.evaluation import (
+from recipe_lib.evaluation import scores  # pytest would take a bare test_time_embeddings for a test
+from recipe_lib.evaluation.scores import (
     COLUMNS,
     classifier_metrics,
     distances,
     encode,
-    encode_beside,
     encode_recipes,
+    encode_with_study,
     ingredient_lines,
-    queries,
+    near_duplicate_accuracy,
+    near_duplicate_pairs,
     score,
-    twin_accuracy,
     write_results,
 )
+from recipe_lib.losses import posterior
 from recipe_lib.models import VARIANTS, RetrievalSystem, attach, bare_towers
-from recipe_lib.retrieval import cross_modal_ranks
+from recipe_lib.retrieval import metrics
+from recipe_lib.retrieval.metrics import cross_modal_ranks, rank_metrics
 from recipe_lib.saving import save_system
 
 KEY = {"system": "H-T", "variant": "v", "seed": 1, "split": "iid"}
@@ -113,12 +115,12 @@ def test_controls_change_what_they_say(baseline, tiny_store):
     dictionary = torch.randn(20, 16)
     debiased = attach(baseline, replace(VARIANTS["debiased"], **small), dictionary)
     found = encode(debiased, tiny_store.split("iid"), crop=48)
-    images = queries("debiased", debiased, found, seed=1)
+    images = scores.test_time_embeddings("debiased", debiased, found, seed=1)
     assert set(images) == {"debiased", "debiased@no_z", "debiased@soft", "debiased@true_labels"}
     assert torch.equal(images["debiased@no_z"], found.embedding)
     oracle = attach(baseline, VARIANTS["oracle"], dictionary)
     found = encode(oracle, tiny_store.split("iid"), crop=48)
-    images = queries("oracle", oracle, found, seed=1)
+    images = scores.test_time_embeddings("oracle", oracle, found, seed=1)
     torch.testing.assert_close(images["oracle"], found.embedding + found.z)
     for name in ("permuted_labels", "labels_only", "corrupted_0.1", "corrupted_0.9", "no_z"):
         assert not torch.allclose(images[f"oracle@{name}"], images["oracle"]), name
@@ -126,7 +128,9 @@ def test_controls_change_what_they_say(baseline, tiny_store):
     assert torch.equal(labels_only[found.z.norm(dim=1) > 0], found.z[found.z.norm(dim=1) > 0]), "no trace of the photo"
     far = [float((images[f"oracle@corrupted_{r}"] - images["oracle"]).norm()) for r in (0.1, 0.5, 0.9)]
     assert far == sorted(far)
-    assert set(queries("baseline", baseline, encode(baseline, tiny_store.split("iid"), crop=48), 1)) == {"baseline"}
+    assert set(
+        scores.test_time_embeddings("baseline", baseline, encode(baseline, tiny_store.split("iid"), crop=48), 1)
+    ) == {"baseline"}
 
 
 def test_score_is_tidy_and_leaves_out_bags_that_do_not_fit():
@@ -137,53 +141,57 @@ def test_score_is_tidy_and_leaves_out_bags_that_do_not_fit():
     assert (frame["recall_1"] == 1).all() and len(ranks) == 80 and (ranks["rank"] == 1).all()
 
 
+def test_score_ranks_the_split_once(monkeypatch):
+    images, recipes = torch.randn(2, 40, 8, generator=torch.Generator().manual_seed(0))
+    ranked, bag_ranks = [], metrics.bag_ranks
+    monkeypatch.setattr(metrics, "bag_ranks", lambda *a: (ranked.append(1), bag_ranks(*a))[1])
+    rows, ranks = score(KEY, images, recipes, candidates=[10], bags=2, seed=0)
+    assert len(ranked) == 1
+    expected = cross_modal_ranks(images, recipes)
+    for way, rank in zip(("i2r", "r2i"), expected, strict=True):
+        assert ranks[ranks["direction"] == way]["rank"].tolist() == rank.tolist()
+    assert [row["medr"] for row in rows if row["candidates"] == 40] == [rank_metrics(r)["medr"] for r in expected]
+
+
 def test_classifier_metrics_equal_counting():
-    logits = torch.tensor([[3.0, -3.0, 3.0], [3.0, 3.0, -3.0], [-3.0, -3.0, -3.0]])
-    labels = torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
-    table = classifier_metrics(logits, labels, 2.0, 0.0).set_index(["probability", "average"])
-    # The third class never occurs and is left out of all means: 2 + 1 right, none wrong, 1 missed.
-    micro = table.loc[("sigmoid", "micro")]
-    assert (micro["precision"], micro["recall"]) == (1.0, 0.75)
-    assert table.loc[("sigmoid", "macro"), "recall"] == pytest.approx((2 / 3 + 1) / 2)
-    logits = torch.full((4, 1), 0.1)  # sigmoid .52, posterior .25
-    labels = torch.tensor([[1.0], [0.0], [0.0], [0.0]])
-    table = classifier_metrics(logits, labels, 2.0, 0.0).set_index(["probability", "average"])
-    assert table.loc[("sigmoid", "micro"), "precision"] == 0.25
-    assert table.loc[("calibrated", "micro"), "recall"] == 0
+    rng = np.random.default_rng(0)
+    logits = torch.from_numpy(rng.normal(size=(60, 7)).astype(np.float32))
+    labels = torch.from_numpy((rng.random((60, 7)) < 0.3).astype(np.float32))
+    labels[:, 2] = 0  # never there: left out of all means
+    logits[:, 4] = -9  # never named: its precision and F1 are 0
+    table = classifier_metrics(logits, labels, 2.0, 0.0).set_index("probability")
+    for reading, bar in (("sigmoid", 0.0), ("calibrated", None)):
+        precision, recall, f1, all_hits, all_named, all_there = [], [], [], 0, 0, 0
+        for k in (0, 1, 3, 4, 5, 6):
+            named = [x > bar if bar is not None else float(posterior(x, 2.0, 0.0)) >= 0.5 for x in logits[:, k]]
+            hits = sum(bool(n and t) for n, t in zip(named, labels[:, k], strict=True))
+            named, there = sum(map(bool, named)), int(labels[:, k].sum())
+            precision.append(hits / named if named else 0)
+            recall.append(hits / there)
+            f1.append(2 * precision[-1] * recall[-1] / (precision[-1] + recall[-1]) if hits else 0)
+            all_hits, all_named, all_there = all_hits + hits, all_named + named, all_there + there
+        p, r, row = np.mean(precision), np.mean(recall), table.loc[reading]
+        assert (row["macro_precision"], row["macro_recall"]) == pytest.approx((p, r))
+        assert row["macro_f1"] == pytest.approx(np.mean(f1))
+        assert row["macro_f1_of_means"] == pytest.approx(2 * p * r / (p + r)) and row["macro_f1"] < 2 * p * r / (p + r)
+        p, r = all_hits / all_named, all_hits / all_there
+        assert (row["micro_precision"], row["micro_recall"]) == pytest.approx((p, r))
+        assert row["micro_f1"] == pytest.approx(2 * p * r / (p + r))
+    assert table.loc["calibrated", "micro_recall"] < table.loc["sigmoid", "micro_recall"]
 
 
-def test_twins():
+def test_a_classifier_that_names_nothing_scores_zero():
+    table = classifier_metrics(torch.full((3, 2), -9.0), torch.eye(3, 2), 2.0, 0.0)
+    assert (table.filter(regex="precision$|recall$|f1").drop(columns="macro_average_precision") == 0).all(axis=None)
+
+
+def test_near_duplicates():
     recipes = torch.eye(3)
     images = torch.tensor([[1.0, 0.2, 0.0], [0.9, 0.1, 0.0], [0.0, 0.0, 1.0]])
-    assert twin_accuracy(images, recipes, ["a", "b", "c"], ["b", "a", ""]) == 0.5
-    assert twin_accuracy(images, recipes, ["a", "b", "c"], ["", "", "gone"]) is None
-
-
-def test_comparisons_name_direction_split_and_both_sides():
-    def frame(variant, split, hits):
-        rows = [
-            {**KEY, "variant": variant, "split": split, "direction": way, "query": q, "rank": 1 if hit else 9}
-            for way in ("i2r", "r2i")
-            for q, hit in enumerate(hits if way == "i2r" else ~hits)
-        ]
-        return pd.DataFrame(rows)
-
-    rng = np.random.default_rng(0)
-    weak, strong = rng.random(400) < 0.3, rng.random(400) < 0.6
-    ranks = pd.concat([frame("a", "iid", strong), frame("b", "iid", weak), frame("a", "do_context", weak)])
-    gain = compare(ranks, "a", "b", split="iid")
-    assert gain["low"] > 0 and gain["difference"] == pytest.approx(strong.mean() - weak.mean())
-    assert "a above b: i2r recall_1 +0." in sentence(gain) and "on iid, 1 seed" in sentence(gain)
-    assert "below" in sentence(compare(ranks, "a", "b", split="iid", direction="r2i"))
-    assert "not apart from" in sentence(compare(ranks, "b", "b", split="iid") | {"a": "c"})
-    fall = compare(ranks, "a", "a", split="do_context", against_split="iid")
-    ranks = pd.concat([ranks, frame("b", "do_context", weak)])
-    falls = compare_falls(ranks, "a", "b", start="iid", end="do_context")
-    assert falls["difference"] == pytest.approx(weak.mean() - strong.mean()) and falls["high"] < 0, "a falls more"
-    assert fall["difference"] < 0 and "a: i2r" in sentence(fall) and "do_context against iid" in sentence(fall)
-    table = intervals(ranks, "i2r").set_index(["variant", "split"])
-    assert table.loc[("a", "iid"), "value"] == strong.mean()
-    assert (table["low"] <= table["value"]).all() and (table["value"] <= table["high"]).all()
+    pairs = near_duplicate_pairs(["a", "b", "c"], ["b", "a", ""])
+    assert pairs.tolist() == [[0, 1], [1, 0]] and near_duplicate_accuracy(images, recipes, pairs) == 0.5
+    none = near_duplicate_pairs(["a", "b", "c"], ["", "", "gone"])
+    assert none.shape == (0, 2) and near_duplicate_accuracy(images, recipes, none) is None
 
 
 def test_results_are_written_whole(tmp_path):
@@ -263,19 +271,19 @@ def test_distances_of_another_study_multiply_those_of_any_system(
     (other / "01_data_preparation").mkdir()
     (other / "01_data_preparation/data").symlink_to(clip_store.folder)
     own = encode(baseline, tiny_store.split("iid"), crop=48)
-    theirs = encode_beside("dar", tiny_store.split("iid"), tmp_path)
+    theirs = encode_with_study("dar", tiny_store.split("iid"), tmp_path)
     direct = encode(dar, clip_store.split("iid"), crop=56, kept=tmp_path)
     assert torch.equal(theirs.segments, direct.segments)
     images, recipes = distances(own.embedding, own.recipes, theirs)["++"]
     assert images[0] is own.embedding and torch.equal(images[1], direct.embedding) and images[2] is theirs.segments
     assert recipes[0] is own.recipes and recipes[1] is theirs.descriptions and torch.equal(recipes[2], direct.recipes)
     with pytest.raises(ValueError, match="val of the study dar holds other recipes"):
-        encode_beside("dar", Renamed(tiny_store.split("iid"), "val"), tmp_path)
+        encode_with_study("dar", Renamed(tiny_store.split("iid"), "val"), tmp_path)
     plain = tmp_path / "plain"
     (plain / "02_baseline_training").mkdir(parents=True)
     save_system(baseline, plain / "02_baseline_training")
     with pytest.raises(ValueError, match="reads neither"):
-        encode_beside("plain", tiny_store.split("iid"), tmp_path)
+        encode_with_study("plain", tiny_store.split("iid"), tmp_path)
 
 
 class Renamed:
@@ -283,40 +291,3 @@ class Renamed:
 
     def __init__(self, split, name):
         self.ids, self.name = split.ids, name
-
-
-def test_studies_beside_each_other(clip_store, tmp_path, monkeypatch):
-    monkeypatch.setenv("CAUSAL_KITCHEN_OUTPUTS", str(tmp_path))
-    split, rng = clip_store.split("iid"), np.random.default_rng(0)
-
-    def ranks(system, seed, hit):
-        frames = [
-            pd.DataFrame({
-                "system": system, "variant": variant, "seed": seed, "split": "iid", "direction": direction,
-                "query": np.arange(30), "rank": np.where(rng.random(30) < hit, 1, 9),
-            })
-            for direction in ("i2r", "r2i")
-            for variant in ("baseline", "baseline@no_z")
-        ]  # fmt: skip
-        return pd.concat(frames)
-
-    own, frames = ranks("DAR", 1, 0.5), {}
-    for study, system, seed, hit in (("one", "H-T", 1, 0.1), ("two", "H-T", 2, 0.1), ("dar2", "DAR", 2, 0.5)):
-        (tmp_path / study / "01_data_preparation").mkdir(parents=True)
-        (tmp_path / study / "01_data_preparation/data").symlink_to(clip_store.folder)
-        frames[study] = ranks(system, seed, hit)
-        frames[study].to_parquet(tmp_path / study / "ranks.parquet")
-    table = beside(own, list(frames), split).set_index(["system", "direction"])
-    assert set(table["variant"]) == {"baseline"} and (table["seeds"] == 2).all()
-    assert (table.loc["DAR", ["difference", "difference_low", "difference_high"]] == 0).all(axis=None)
-    row, base = table.loc[("H-T", "i2r")], table.loc[("DAR", "i2r")]
-    hits = [f[(f.variant == "baseline") & (f.direction == "i2r")]["rank"].eq(1).mean() for f in frames.values()]
-    assert row["recall_1"] == pytest.approx((hits[0] + hits[1]) / 2)
-    assert row["difference"] == pytest.approx(row["recall_1"] - base["recall_1"])
-    assert row["difference_low"] < row["difference"] < row["difference_high"] < 0
-    with pytest.raises(ValueError, match=r"none/ranks\.parquet is not there; run the study none first"):
-        beside(own, ["none"], split)
-    with pytest.raises(ValueError, match="two studies call themselves H-T, seed 1"):
-        beside(own, ["one", "one"], split)
-    with pytest.raises(ValueError, match="iid of the study one holds other recipes"):
-        beside(own, ["one"], Renamed(clip_store.split("val"), "iid"))

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from math import prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -58,7 +59,7 @@ class Pairs:
 
     def _copies(self, side: int, k: int) -> list[tuple[Tensor, float]]:
         """Unit vectors (N, D) in bfloat16 (empty where slow) and float32, each with its largest rounding error."""
-        found = []
+        copies = []
         for level in (0, 1):
             shape, off = (self.n if level >= self.first else 0, self.widths[k]), 0.0
             copy = torch.empty(shape, dtype=LEVELS[level], device=self.device)
@@ -67,8 +68,8 @@ class Pairs:
                 unit = self.unit(side, k, at)
                 copy[at] = unit
                 off = max(off, float((copy[at].double() - unit).norm(dim=1).max()))
-            found.append((copy, off))
-        return found
+            copies.append((copy, off))
+        return copies
 
     def unit(self, side: int, k: int, at: Tensor | slice) -> Tensor:
         """float64 unit vectors."""
@@ -121,11 +122,11 @@ class Pairs:
 
     def distinct_dots(self, i: Tensor, j: Tensor) -> Tensor:
         """`dots`, once for all pairs of the same vectors: a collapsed model leaves every pair to decide."""
-        pair, back = (self.twins[0][i] * self.n + self.twins[1][j]).unique(return_inverse=True)
+        pair, back = (self.first_equal[0][i] * self.n + self.first_equal[1][j]).unique(return_inverse=True)
         return self.dots(pair // self.n, pair % self.n)[back]
 
     @cached_property
-    def twins(self) -> list[Tensor]:
+    def first_equal(self) -> list[Tensor]:
         """For images and for recipes, (N,): the position that stands for all with the same embeddings."""
         groups = [torch.cat(side, 1)[self.order].unique(dim=0, return_inverse=True)[1] for side in self.sides]
         every = torch.arange(self.n, device=self.device)
@@ -153,8 +154,8 @@ def _combine(cosines: list[Tensor]) -> Tensor:
 def _fast_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    found = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch do not tell
-    return device.type == "cpu" and bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+    cpu = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch do not tell
+    return device.type == "cpu" and bool(cpu.get("avx512_bf16") or cpu.get("amx_bf16"))
 
 
 @contextmanager
@@ -183,57 +184,94 @@ def _cells(mask: Tensor) -> tuple[Tensor, Tensor]:
 @_honest_products()
 def bag_ranks(pairs: Pairs, members: Tensor, block: int | None = None) -> Tensor:
     """(4, N, B) int32 i2r, r2i, i2r_ties, r2i_ties of every pair among the members (N, B), 0 or 1, of B bags."""
-    n, true, tall = pairs.n, pairs.true, block or (512 if pairs.device.type == "cpu" else 2048)
-    members = members.to(pairs.device)[pairs.order]
-    counts = torch.zeros(4, n, members.shape[1], dtype=torch.int32, device=pairs.device)
-    counts[:2] = 1
-    near = {level: pairs.near(level) for level in range(pairs.first, 3)}
-    near_pair = pairs.near(1, pairwise=True)
-    start = defaultdict(lambda: pairs.first)  # the level that a strip of tiles needs, by direction and first query
+    tall = block or (512 if pairs.device.type == "cpu" else 2048)
+    counter = _Counter(pairs, members)
+    for top in range(0, pairs.n, tall):
+        for left in range(0, pairs.n, 4 * tall):
+            counter.add_tile((slice(top, min(top + tall, pairs.n)), slice(left, min(left + 4 * tall, pairs.n))))
+    return torch.empty_like(counter.counts).index_copy_(1, pairs.order, counter.counts).cpu()
 
-    def add(row: int, way: int, ij: Sequence[Tensor], where: Tensor) -> None:
-        counts[row].index_add_(0, ij[way][where], members[ij[1 - way][where]].int())
 
-    def settle(way: int, level: int, ij: Sequence[Tensor]) -> None:
-        """Decide the open cells of one direction."""
+class _Screened(NamedTuple):
+    """One direction of a tile: its queries that have something to count, a row each (a column each in direction 1)."""
+
+    queries: Tensor  # (Q,) numbers within the strip
+    above: Tensor  # bool: candidates that are surely above the true one
+    open_cells: tuple[Tensor, Tensor]  # rows and columns of the candidates that may be
+
+
+class _Counter:
+    """Counts the candidates above the true one in all bags, tile by tile.
+
+    Direction 0 has the images, the rows of a tile, as queries; direction 1 the recipes, its columns. `strips` are the
+    rows and the columns of a tile: strips[direction] holds its queries, strips[1 - direction] its candidates.
+    """
+
+    def __init__(self, pairs: Pairs, members: Tensor) -> None:
+        self.pairs, self.members = pairs, members.to(pairs.device)[pairs.order]
+        self.counts = torch.zeros(4, pairs.n, members.shape[1], dtype=torch.int32, device=pairs.device)
+        self.counts[:2] = 1
+        self.near = {level: pairs.near(level) for level in range(pairs.first, 3)}
+        self.near_pair = pairs.near(1, pairwise=True)
+        # The level that a strip of tiles needs, by direction and first query: its neighbours will need it too.
+        self.levels: dict[tuple[int, int], int] = defaultdict(lambda: pairs.first)
+
+    def add_tile(self, strips: Sequence[slice]) -> None:
+        """Screen both directions at the first level that leaves few cells open, count, decide the open cells."""
+        level = max(self.levels[way, strip.start] for way, strip in enumerate(strips))
+        while (screened := self.screen(level, strips)) is None:
+            level += 1
+        for way, part in enumerate(screened):
+            self.count_above(way, part, strips)
+            if len(part.open_cells[0]):
+                cells = (part.queries[x] if side == way else x for side, x in enumerate(part.open_cells))
+                self.decide(way, level, [x + strip.start for x, strip in zip(cells, strips, strict=True)])
+
+    def screen(self, level: int, strips: Sequence[slice]) -> list[_Screened] | None:
+        """Both directions of a tile; None where a direction is too crowded at this level."""
+        score, screened = self.pairs.tile(level, *strips), []
+        offset = strips[0].start - strips[1].start
+        if -score.shape[0] < offset < score.shape[1]:
+            score.diagonal(offset).fill_(-torch.inf)  # the true pairs themselves
+        for way, strip in enumerate(strips):
+            part = self.screen_direction(way, level, score, strip)
+            if level < 2 and len(part.open_cells[0]) > CROWDED * score.numel():
+                self.levels[way, strip.start] = level + 1
+                return None
+            screened.append(part)
+        return screened
+
+    def screen_direction(self, way: int, level: int, score: Tensor, strip: slice) -> _Screened:
+        """Each candidate of a tile is above the true one, below it, or too near to tell."""
+        true, near = self.pairs.true[strip], self.near[level][strip]
+        low, high = ((true + sign * near).to(score.dtype) for sign in (-1, 1))
+        queries = torch.arange(len(low), device=score.device)
+        if level == self.pairs.first:  # as a rule few queries have anything to count
+            busy = (score.amax(1 - way) >= low).nonzero()[:, 0]
+            if 2 * len(busy) < len(low):
+                score, queries = score.index_select(way, busy), busy
+        low, high = (bound[queries].unsqueeze(1 - way) for bound in (low, high))
+        above = torch.gt(score, high, out=self.pairs.room(("above", way), *score.shape, torch.bool))
+        near_true = torch.ge(score, low, out=self.pairs.room("open", *score.shape, torch.bool)).bitwise_xor_(above)
+        return _Screened(queries, above, _cells(near_true))
+
+    def count_above(self, way: int, part: _Screened, strips: Sequence[slice]) -> None:
+        """Count those that are surely above, in every bag that holds them: one product with the members."""
+        above = self.pairs.room("counted", *part.above.shape, torch.float32).copy_(part.above)
+        counted = (above if way == 0 else above.T) @ self.members[strips[1 - way]]
+        self.counts[way].index_add_(0, part.queries + strips[way].start, counted.int())
+
+    def decide(self, way: int, level: int, cells: Sequence[Tensor]) -> None:
+        """Count the open cells of one direction, given as images and recipes: in float32 where that tells, exactly."""
+        true = self.pairs.true
         if level < 2:
-            gap = pairs.dots(*ij, exact=False) - true[ij[way]]
-            add(way, way, ij, gap > near_pair[ij[way]])
-            ij = [x[gap.abs() <= near_pair[ij[way]]] for x in ij]
-        score = (pairs.distinct_dots if len(ij[0]) > 4096 else pairs.dots)(*ij)
-        add(way, way, ij, score >= true[ij[way]])
-        add(2 + way, way, ij, score == true[ij[way]])
+            near, gap = self.near_pair[cells[way]], self.pairs.dots(*cells, exact=False) - true[cells[way]]
+            self.add(way, way, cells, gap > near)
+            cells = [x[gap.abs() <= near] for x in cells]
+        score = (self.pairs.distinct_dots if len(cells[0]) > 4096 else self.pairs.dots)(*cells)
+        self.add(way, way, cells, score >= true[cells[way]])
+        self.add(2 + way, way, cells, score == true[cells[way]])
 
-    for top in range(0, n, tall):
-        for left in range(0, n, 4 * tall):
-            strips = slice(top, min(top + tall, n)), slice(left, min(left + 4 * tall, n))
-            level = -1
-            while level < (needed := max(start[way, strips[way].start] for way in (0, 1))):
-                level, found = needed, []
-                score = pairs.tile(level, *strips)
-                if -score.shape[0] < top - left < score.shape[1]:
-                    score.diagonal(top - left).fill_(-torch.inf)  # the true pairs themselves
-                for way, at in enumerate(strips):
-                    low, high = ((true[at] + s * near[level][at]).to(score.dtype) for s in (-1, 1))
-                    part, busy = score, torch.arange(len(low), device=pairs.device)
-                    if level == pairs.first:  # as a rule few queries have anything to count
-                        few = (score.amax(1 - way) >= low).nonzero()[:, 0]
-                        if 2 * len(few) < len(low):
-                            part, busy = score.index_select(way, few), few
-                    low, high = (x[busy].unsqueeze(1 - way) for x in (low, high))
-                    above = torch.gt(part, high, out=pairs.room(("above", way), *part.shape, torch.bool))
-                    open_ = torch.ge(part, low, out=pairs.room("open", *part.shape, torch.bool)).bitwise_xor_(above)
-                    cells = _cells(open_)
-                    if level < 2 and len(cells[0]) > CROWDED * score.numel():
-                        start[way, at.start] = level + 1
-                        break
-                    found.append((busy, above, cells))
-            for way, (busy, above, cells) in enumerate(found):
-                others = members[strips[1 - way]]
-                counted = pairs.room("counted", *above.shape, torch.float32).copy_(above)
-                counted = (counted if way == 0 else counted.T) @ others
-                counts[way].index_add_(0, busy + strips[way].start, counted.int())
-                if len(cells[0]):
-                    i, j = (busy[x] if side == way else x for side, x in enumerate(cells))
-                    settle(way, level, (i + top, j + left))
-    return torch.empty_like(counts).index_copy_(1, pairs.order, counts).cpu()
+    def add(self, row: int, way: int, cells: Sequence[Tensor], where: Tensor) -> None:
+        """Count some cells, one by one, in every bag that holds their candidate."""
+        self.counts[row].index_add_(0, cells[way][where], self.members[cells[1 - way][where]].int())
