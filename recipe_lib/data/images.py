@@ -17,6 +17,7 @@ from recipe_lib.data.recipe import DataError
 
 MAX_PIXELS = 64_000_000  # 64 megapixels: 192 MB once decoded; phones make 12 to 50
 MAX_ASPECT = 10  # longer : shorter side; to_jpeg enlarges by the shorter side, so a 1 x 60000 strip would explode
+FILTERS = {name: Image.Resampling[name.upper()] for name in ("bilinear", "bicubic", "lanczos")}
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # none that starts another program, as EPS does
 
 
@@ -57,15 +58,18 @@ def read_image(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Image.Imag
         raise ImageError(f"{name}: cannot be read as an image ({reason})") from None
 
 
-def to_jpeg(image: Image.Image | np.ndarray, size: int, quality: int = 90) -> bytes:
+def to_jpeg(image: Image.Image | np.ndarray, size: int, *, resample: str = "bilinear", quality: int = 95) -> bytes:
     """Resize so that the shorter side is `size` pixels, aspect kept, and encode as JPEG; deterministic.
 
-    Small images are enlarged: a crop of `size` x `size` fits every stored photo.
+    With "bilinear" the pixels are those of torchvision's Resize(size), but for what JPEG loses: at quality 95, of
+    real photos at 256 pixels, 1.3 of 255 per value (2.5 at 90 with halved chroma). Small images are enlarged: a crop
+    of `size` x `size` fits every stored photo.
 
     Args:
         image: RGB image, or (H, W, 3) uint8; ImageError for any other array, too large an image or a thin strip.
         size: shorter side in pixels, 1 to 4096.
-        quality: JPEG quality, 1 to 95.
+        resample: one of FILTERS; each averages over all pixels that one of the smaller image covers.
+        quality: JPEG quality, 1 to 100; the chroma is not halved (4:4:4).
     """
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
@@ -75,10 +79,10 @@ def to_jpeg(image: Image.Image | np.ndarray, size: int, quality: int = 90) -> by
         raise ImageError(f"image size {size}: must be between 1 and 4096 pixels")
     width, height = image.size
     _check_size(width, height, MAX_PIXELS, "image")
-    scale = size / min(width, height)
-    shape = (max(size, round(width * scale)), max(size, round(height * scale)))
+    short = min(width, height)
+    shape = (size * width // short, size * height // short)
     out = io.BytesIO()
-    image.convert("RGB").resize(shape, Image.Resampling.BICUBIC).save(out, "JPEG", quality=quality)
+    image.convert("RGB").resize(shape, FILTERS[resample]).save(out, "JPEG", quality=quality, subsampling="4:4:4")
     return out.getvalue()
 
 

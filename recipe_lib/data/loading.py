@@ -149,7 +149,8 @@ class StudyDataset(Dataset):
         spare = np.array(image.size[::-1]) - self.crop
         if spare.min() < 0:
             raise ValueError(f"crop_size {self.crop} is larger than the stored photos; lower it or prepare larger ones")
-        top, left = (rng.integers(spare + 1) if self.augment else spare // 2).tolist()
+        # Halves round to even, as in torchvision's CenterCrop.
+        top, left = (rng.integers(spare + 1) if self.augment else np.rint(spare / 2).astype(int)).tolist()
         # Cropped before it becomes an array: an array of the whole photo costs a third of the decoding.
         pixels = np.asarray(image.crop((left, top, left + self.crop, top + self.crop)))
         return pixels[:, ::-1] if self.augment and rng.random() < 0.5 else pixels

@@ -171,7 +171,8 @@ def test_pixel_limit_and_strips():
 
 
 @pytest.mark.parametrize(
-    ("width", "height", "expected"), [(400, 300, (320, 240)), (30, 40, (240, 320)), (7, 7, (240, 240))]
+    ("width", "height", "expected"),
+    [(400, 300, (320, 240)), (30, 40, (240, 320)), (7, 7, (240, 240)), (384, 257, (358, 240))],  # 358.6: as torchvision
 )
 def test_to_jpeg_sets_the_shorter_side(width, height, expected):
     data = to_jpeg(photo(width, height), 240)
@@ -185,6 +186,16 @@ def test_to_jpeg_is_deterministic_and_takes_arrays():
     assert len(to_jpeg(pixels, 32, quality=30)) < len(to_jpeg(pixels, 32, quality=95))
     decoded = np.asarray(decode_jpeg(to_jpeg(np.full((40, 40, 3), 77, np.uint8), 40)))
     assert decoded.shape == (40, 40, 3) and np.abs(decoded.astype(int) - 77).max() <= 1
+
+
+def test_filter_and_quality_are_the_ones_asked_for():
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 50, 3), dtype=np.uint8)
+    for name in ("bilinear", "bicubic", "lanczos"):
+        data = to_jpeg(pixels, 25, resample=name, quality=100)
+        wanted = np.asarray(Image.fromarray(pixels).resize((25, 30), Image.Resampling[name.upper()]), int)
+        assert np.abs(np.asarray(decode_jpeg(data), int) - wanted).mean() < 1, "with halved chroma it would be over 15"
+    with pytest.raises(KeyError):
+        to_jpeg(pixels, 25, resample="nearest")
 
 
 @pytest.mark.parametrize(

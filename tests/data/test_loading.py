@@ -1,8 +1,15 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torchvision import transforms
 
+from recipe_lib.data.kitchen import KitchenConfig, cook
 from recipe_lib.data.loading import Draw, InOrder, PairedBatches, StudyDataset, loader, recipe_batch
+from recipe_lib.data.prepare import StoreConfig, prepare
+from recipe_lib.data.store import Store
 
 
 def test_recipe_batch_equals_loops(tiny_store):
@@ -44,6 +51,26 @@ def test_centre_crop_is_the_centre_and_labels_are_the_recipes(tiny_store):
     assert torch.equal(whole.labels.bool(), torch.from_numpy(split.label_matrix(np.arange(4))))
     with pytest.raises(ValueError, match="crop_size 65"):
         StudyDataset(split, 65)[Draw(np.arange(2), True, 0)]
+
+
+def test_photos_are_those_of_the_released_code(tmp_path):
+    """Resize(256) and CenterCrop(224) of the originals, but for what JPEG loses; shapes and centres agree exactly."""
+    kitchen = cook(KitchenConfig(train=12, val=2, test=2, text_only=0, image_size=224, noise=0.0, seed=1))
+    recipes = [
+        replace(r, images=[pixels[: 224 - 5 * i, : 170 + 5 * i] for pixels in r.images]) for i, r in enumerate(kitchen)
+    ]
+    released = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224)])
+    originals = [Image.fromarray(r.images[0]) for r in recipes if r.split == "train"]
+    expected = np.stack([np.asarray(released(photo), int) for photo in originals])
+    difference = {}
+    for name, quality in (("bilinear", 95), ("bilinear", 100), ("bicubic", 95)):
+        config = StoreConfig(256, 1, 5, image_filter=name, jpeg_quality=quality)
+        prepare(recipes, tmp_path / "data", config)
+        batch = StudyDataset(Store(tmp_path / "data").split("train"), 224)[Draw(np.arange(12), True, 0)]
+        ours = batch.images.permute(0, 2, 3, 1).numpy().astype(int)
+        difference[name, quality] = np.abs(ours - expected).mean()
+    assert difference["bilinear", 95] < 1.5 < difference["bicubic", 95]
+    assert difference["bilinear", 100] < 0.5, "a photo one pixel aside would be over this"
 
 
 def test_an_epoch_holds_every_pair_once_and_alternates_with_text():
