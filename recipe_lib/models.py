@@ -74,6 +74,7 @@ class SystemConfig:
         encoders: "ht": a timm backbone and transformers over words; "clip": frozen CLIP towers with adapters;
             "captions": CLIP's towers alone, trained whole, a recipe read as one caption.
         pretrained: load the published weights of the backbone, or the towers' weights `clip_pretrained`.
+        image_normalisation, frozen: of the backbone; see `ImageEncoder`.
         descriptions: "adapted" or "frozen": encode imagined descriptions, by adapters of their own or without any.
         segments: encode this many segments of each photo, at most as many as are stored.
     """
@@ -84,6 +85,8 @@ class SystemConfig:
     image_model: str = "resnet50"
     image_model_args: tuple[str, ...] = ()
     pretrained: bool = False
+    image_normalisation: str = "model"
+    frozen: tuple[str, ...] = ()
     embed_dim: int = 1024
     recipe_dim: int = 512
     recipe_layers: int = 2
@@ -112,7 +115,7 @@ class SystemConfig:
         return cls(
             **values
             | {"debiasing": Debiasing(**values["debiasing"])}
-            | {"image_model_args": tuple(values["image_model_args"])}
+            | {name: tuple(values[name]) for name in ("image_model_args", "frozen")}
         )
 
 
@@ -165,7 +168,12 @@ class RetrievalSystem(nn.Module):
     def _build_ht(self) -> None:
         config = self.config
         self.image_encoder = ImageEncoder(
-            config.image_model, config.embed_dim, pretrained=config.pretrained, model_args=config.image_model_args
+            config.image_model,
+            config.embed_dim,
+            pretrained=config.pretrained,
+            model_args=config.image_model_args,
+            normalisation=config.image_normalisation,
+            frozen=config.frozen,
         )
         self.recipe_encoder = RecipeEncoder(
             config.vocabulary, config.embed_dim, dim=config.recipe_dim, **config.recipe_transformer

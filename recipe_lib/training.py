@@ -287,7 +287,7 @@ def fit(
     torch.utils.deterministic.fill_uninitialized_memory = False
     if config.world > 1 and torch.cuda.is_available():
         # torch has none for CPUs. timm's, for torch's own drops the activation of timm's BatchNormAct2d.
-        system = convert_sync_batchnorm(system)
+        system = convert_sync_batchnorm(system).train()  # what is frozen goes back to evaluation mode
     recorder = Recorder(folder / "last.ckpt", config)
     task = TrainingTask(system, config)
     # The notebook prints one line an epoch; Lightning's banners would drown it.
