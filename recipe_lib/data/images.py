@@ -7,6 +7,8 @@ ends as one `ImageError` that names the file.
 from __future__ import annotations
 
 import io
+import random
+import re
 import warnings
 from pathlib import Path
 
@@ -96,6 +98,40 @@ def decode_jpeg(data: bytes) -> Image.Image:
     except Exception as error:  # see read_image
         raise ImageError(f"{len(data)} bytes: not a stored JPEG ({error}); prepare the data again") from None
     return image
+
+
+class RandAugment:
+    """timm's RandAugment (arXiv:1909.13719), its choices drawn from a generator.
+
+    Args:
+        name: timm's name of a policy, such as "rand-m7-mstd0.5"; see `timm.data.auto_augment.rand_augment_transform`.
+
+    Raises:
+        ValueError: not such a name. timm itself passes over what it does not understand.
+    """
+
+    def __init__(self, name: str):
+        section = r"-(m\d+|n[1-9]\d*|p(1|0(\.\d+)?)|mstd\d+(\.\d+)?|mmax\d+|inc[01]|t(weights|3aw?))"
+        if not re.fullmatch(f"rand({section})+", name):
+            raise ValueError(f"augment {name!r}: not a RandAugment policy by timm's name, such as rand-m7-mstd0.5")
+        from timm.data.auto_augment import rand_augment_transform
+
+        self.policy = rand_augment_transform(name)
+        try:
+            self(Image.new("RGB", (8, 8)), np.random.default_rng(0))
+        except ValueError as error:  # more operations than its set has
+            raise ValueError(f"augment {name!r}: {error}") from None
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        # timm draws from Python's and numpy's global states, which no two workers share: seeded here, then put back.
+        states, seed = (random.getstate(), np.random.get_state()), int(rng.integers(1 << 32))
+        random.seed(seed)
+        np.random.seed(seed)
+        try:
+            return self.policy(image)
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
 
 
 def _check_size(width: int, height: int, max_pixels: int, name: str) -> None:

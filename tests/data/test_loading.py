@@ -9,7 +9,10 @@ from torchvision import transforms
 from recipe_lib.data.kitchen import KitchenConfig, cook
 from recipe_lib.data.loading import Draw, InOrder, PairedBatches, StudyDataset, loader, recipe_batch
 from recipe_lib.data.prepare import StoreConfig, prepare
+from recipe_lib.data.recipe import Recipe
 from recipe_lib.data.store import Store
+
+SPLITS = ["train"] * 4 + ["val", "test"]
 
 
 def test_recipe_batch_equals_loops(tiny_store):
@@ -115,8 +118,28 @@ def test_processes_share_what_is_in_order(pairs, world):
     assert list(together[:pairs]) == list(range(pairs)) and set(together[pairs:]) <= {pairs - 1}
 
 
-def test_workers_change_nothing(tiny_store):
-    dataset, sampler = StudyDataset(tiny_store.split("train"), 48, augment=True, seed=1), PairedBatches(96, 32, seed=1)
+def test_only_first_photos_where_that_is_asked_for(tmp_path):
+    """Photos of one colour each: white the first, black the second."""
+    photos = [np.full((40, 40, 3), value, np.uint8) for value in (255, 0)]
+    recipes = [Recipe(f"{i}", "Soup", ["salt"], ["Boil."], photos, split) for i, split in enumerate(SPLITS)]
+    prepare(recipes, tmp_path / "data", StoreConfig(40, 1, 1))
+    split = Store(tmp_path / "data").split("train")
+
+    def brightness(**options):
+        dataset = StudyDataset(split, 32, augment=True, **options)
+        drawn = [dataset[Draw(np.arange(4), True, epoch)].images for epoch in range(8)]
+        return torch.cat(drawn).float().mean((1, 2, 3)).round().unique().tolist()
+
+    assert brightness() == [0, 255] and brightness(first_photo_only=True) == [255]
+
+
+@pytest.mark.parametrize("policy", ["", "rand-m9-n2-mstd0.5"])
+def test_workers_change_nothing(tiny_store, policy):
+    """Neither does the state of the global generators, from which timm draws."""
+    dataset = StudyDataset(tiny_store.split("train"), 48, augment=True, policy=policy, seed=1)
+    plain, sampler = StudyDataset(dataset.split, 48, augment=True, seed=1), PairedBatches(96, 32, seed=1)
     alone = [batch.images for batch in loader(dataset, sampler)]
     helped = [batch.images for batch in loader(dataset, sampler, 2)]
     assert all(torch.equal(a, b) for a, b in zip(alone, helped, strict=True))
+    same = [torch.equal(batch.images, a) for batch, a in zip(loader(plain, sampler), alone, strict=True)]
+    assert same == [not policy] * 3
