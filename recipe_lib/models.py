@@ -75,6 +75,7 @@ class SystemConfig:
             "captions": CLIP's towers alone, trained whole, a recipe read as one caption; "zero_shot": the same, a
             recipe read as the mean of its components.
         pretrained: load the published weights of the backbone, or the towers' weights `clip_pretrained`.
+        image_normalisation, frozen: of the backbone; see `ImageEncoder`.
         embed_dim: D. CLIP brings its own: a system's config says that one, whatever it was built with.
         adapters: which encoders have them, those of photos, those of texts (descriptions too): "both", "image", "text"
             or "none".
@@ -89,6 +90,8 @@ class SystemConfig:
     image_model: str = "resnet50"
     image_model_args: tuple[str, ...] = ()
     pretrained: bool = False
+    image_normalisation: str = "model"
+    frozen: tuple[str, ...] = ()
     embed_dim: int = 1024
     recipe_dim: int = 512
     recipe_layers: int = 2
@@ -119,7 +122,7 @@ class SystemConfig:
         return cls(
             **values
             | {"debiasing": Debiasing(**values["debiasing"])}
-            | {"image_model_args": tuple(values["image_model_args"])}
+            | {name: tuple(values[name]) for name in ("image_model_args", "frozen")}
         )
 
 
@@ -173,7 +176,12 @@ class RetrievalSystem(nn.Module):
     def _build_ht(self) -> None:
         config = self.config
         self.image_encoder = ImageEncoder(
-            config.image_model, config.embed_dim, pretrained=config.pretrained, model_args=config.image_model_args
+            config.image_model,
+            config.embed_dim,
+            pretrained=config.pretrained,
+            model_args=config.image_model_args,
+            normalisation=config.image_normalisation,
+            frozen=config.frozen,
         )
         self.recipe_encoder = RecipeEncoder(
             config.vocabulary, config.embed_dim, dim=config.recipe_dim, **config.recipe_transformer

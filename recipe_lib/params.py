@@ -171,6 +171,23 @@ def _is_read(model: str, crop: int, encoders: str) -> bool:
     return crop == clip_image_size(model)
 
 
+def _can_freeze(frozen: list[str], model: str, model_args: list[str], encoders: str) -> bool:
+    if not frozen or encoders != "ht":
+        return not frozen
+    from recipe_lib.encoders.image import check_frozen  # as above
+
+    check_frozen(model, model_args, frozen)
+    return True
+
+
+def _augments(policy: str) -> bool:
+    if policy:
+        from recipe_lib.data.images import RandAugment  # as above
+
+        RandAugment(policy)
+    return True
+
+
 # What single ranges cannot say: these combinations would stop a run in the middle.
 TOGETHER = [
     (("crop_size", "image_size"), lambda crop, stored: crop <= stored, "crop_size must be at most image_size"),
@@ -221,6 +238,12 @@ TOGETHER = [
         "segment_encoder adapted needs adapters on the image side",
     ),
     (("clip_model", "crop_size", "encoders"), _is_read, "crop_size must be the side of the photos that the CLIP reads"),
+    (
+        ("frozen", "image_model", "image_model_args", "encoders"),
+        _can_freeze,
+        "frozen names parts of encoders ht; CLIP's towers are frozen as they are",
+    ),
+    (("augment",), _augments, "augment must name a policy"),
     (("text_tokens", "max_tokens"), lambda kind, most: kind == "words" or most >= 3, "two tokens are CLIP's own marks"),
     *(
         (
@@ -271,7 +294,7 @@ def load(
             where = next((places[key] for key in keys if key in places), keys[0])
             try:
                 good = holds(*(values[key] for key in keys))
-            except ValueError as error:  # open_clip has no such model
+            except ValueError as error:  # no such model, part of it, policy
                 raise ParamsError(f"{where}: {error}") from None
             if not good:
                 raise ParamsError(f"{where}: {message}, got " + ", ".join(f"{key} {values[key]!r}" for key in keys))

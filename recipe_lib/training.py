@@ -1,4 +1,4 @@
-"""Training by Lightning: one checkpoint file an epoch, resume with the same numbers, best weights by validation R@1.
+"""Training by Lightning: one checkpoint file an epoch, resume with the same numbers, best weights by validation score.
 
 On several devices every process runs `fit`, the one loop there is; `distributed` starts them and `train` waits.
 """
@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -53,6 +53,7 @@ class TrainingConfig:
     weight_decay: float = 0.0
     lr_schedule: str = "step"
     lr_step_epochs: int = 30
+    lr_factor: float = 0.1
     warmup_epochs: float = 0.0
     loss: str = "triplet"
     margin: float = 0.3
@@ -61,8 +62,11 @@ class TrainingConfig:
     segment_weight: float = 1.0
     description_weight: float = 1.0
     classifier_weight: float = 0.001
-    select_by: str = "i2r"
+    select_by: str = "i2r_recall_1"
     val_candidates: int = 1000
+    patience: int = 0
+    first_photo_only: bool = False
+    augment: str = ""
     precision: str = "32-true"
     seed: int = 1
     num_workers: int = 0
@@ -83,20 +87,51 @@ def pair_loss(config: TrainingConfig) -> Callable[[Tensor, Tensor], Tensor]:
     return partial(circle_loss, margin=config.margin, gamma=config.gamma, over=over)
 
 
-def learning_rate(config: TrainingConfig, done: float) -> float:
-    """Learning rate after `done` epochs, a fraction included."""
+def best_epoch(scores: Sequence[float], select_by: str) -> int:
+    """Position of the first of the best scores: the highest recall, or the lowest median rank."""
+    worse = _worse(select_by)
+    return min(range(len(scores)), key=lambda epoch: worse * scores[epoch])
+
+
+def _worse(select_by: str) -> int:
+    """1 where a higher score is a worse one, else -1."""
+    return 1 if select_by.endswith("medr") else -1
+
+
+def plateaus(scores: Sequence[float], select_by: str, epochs: int) -> int:
+    """How often more than `epochs` epochs in a row were no better than the best before, counted anew after each time.
+
+    The drops of torch's ReduceLROnPlateau with patience `epochs` and threshold 0, from the history alone.
+    """
+    drops, bad, best = 0, 0, math.inf
+    for score in scores:
+        cost = _worse(select_by) * score
+        bad, best = 0 if cost < best else bad + 1, min(best, cost)
+        if bad > epochs:
+            drops, bad = drops + 1, 0
+    return drops
+
+
+def learning_rate(config: TrainingConfig, done: float, scores: Sequence[float] = ()) -> float:
+    """Learning rate after `done` epochs, a fraction included, of which the whole ones had these validation scores."""
     if config.lr_schedule == "step":
-        return config.learning_rate * 0.1 ** (int(done) // config.lr_step_epochs)
+        return config.learning_rate * config.lr_factor ** (int(done) // config.lr_step_epochs)
+    if config.lr_schedule == "plateau":
+        return config.learning_rate * config.lr_factor ** plateaus(scores, config.select_by, config.lr_step_epochs)
     warm = min(1.0, (done + 1e-2) / config.warmup_epochs) if config.warmup_epochs else 1.0
     return config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, done / config.epochs)))
 
 
 class TrainingTask(L.LightningModule):
-    """Losses, optimizer and validation of a retrieval system."""
+    """Losses, optimizer and validation of a retrieval system.
 
-    def __init__(self, system: RetrievalSystem, config: TrainingConfig):
+    Args:
+        scores: validation scores of the epochs so far, as the `Recorder` has them.
+    """
+
+    def __init__(self, system: RetrievalSystem, config: TrainingConfig, scores: Callable[[], Sequence[float]]):
         super().__init__()
-        self.system, self.config, self.loss = system, config, pair_loss(config)
+        self.system, self.config, self.loss, self.scores = system, config, pair_loss(config), scores
         self._found: list[tuple[Tensor, Tensor]] = []
 
     def _union(self, *parts: Tensor) -> tuple[Tensor, ...]:
@@ -175,7 +210,8 @@ class TrainingTask(L.LightningModule):
         torch.manual_seed(self.config.seed * 100_003 + self.current_epoch + (self.global_rank << 40))
 
     def on_train_batch_start(self, _: Batch, batch_idx: int) -> None:
-        rate = learning_rate(self.config, self.current_epoch + batch_idx / self.trainer.num_training_batches)
+        done = self.current_epoch + batch_idx / self.trainer.num_training_batches
+        rate = learning_rate(self.config, done, self.scores())
         for group in self.optimizers().param_groups:
             group["lr"] = rate
 
@@ -190,6 +226,7 @@ class Recorder(Checkpoint):
 
     One file, renamed into place, cannot disagree with itself: whenever the run dies, the last whole epoch is there
     with its optimizer, its history and the best weights up to it. Of several processes rank 0 alone writes and prints.
+    Training stops after `patience` epochs that were no better; the history says so too, so a killed run counts on.
     """
 
     def __init__(self, path: Path, config: TrainingConfig):
@@ -198,25 +235,37 @@ class Recorder(Checkpoint):
         self.best: dict[str, Tensor] = {}
         self._started = time.perf_counter()
 
+    def scores(self) -> list[float]:
+        """Validation score of each epoch."""
+        return [row[f"val_{self.config.select_by}"] for row in self.history]
+
+    def _out_of_patience(self) -> bool:
+        since = len(self.history) - 1 - best_epoch(self.scores(), self.config.select_by) if self.history else 0
+        return 0 < self.config.patience <= since
+
+    def on_train_start(self, trainer: L.Trainer, task: TrainingTask) -> None:
+        trainer.should_stop |= self._out_of_patience()  # killed between the last checkpoint and the end
+
     def on_train_epoch_start(self, trainer: L.Trainer, task: TrainingTask) -> None:
         self._started = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: L.Trainer, task: TrainingTask) -> None:
         row = {"epoch": trainer.current_epoch + 1} | {k: float(v) for k, v in trainer.callback_metrics.items()}
         row["seconds"] = round(time.perf_counter() - self._started, 2)
-        key = f"val_{self.config.select_by}_recall_1"
-        if trainer.is_global_zero and (not self.history or row[key] > max(past[key] for past in self.history)):
-            self.best = {k: v.detach().cpu().clone() for k, v in task.system.state_dict().items()}
         self.history.append(row)
+        if trainer.is_global_zero and best_epoch(self.scores(), self.config.select_by) == len(self.history) - 1:
+            self.best = {k: v.detach().cpu().clone() for k, v in task.system.state_dict().items()}
         partial = self.path.with_suffix(".partial")
         trainer.save_checkpoint(partial)  # all processes: Lightning gathers, rank 0 writes
         if trainer.is_global_zero:
             os.replace(partial, self.path)
             print(
                 f"epoch {row['epoch']:>3}/{self.config.epochs}  retrieval loss {row['retrieval']:.4f}  "
-                f"val {self.config.select_by} R@1 {row[key]:.3f}  {row['seconds']:.1f} s",
+                f"val {self.config.select_by} {self.scores()[-1]:.3f}  {row['seconds']:.1f} s",
                 flush=True,
             )
+        # Of one mind: a process that stopped alone would leave the others waiting.
+        trainer.should_stop |= trainer.strategy.reduce_boolean_decision(self._out_of_patience(), all=False)
 
     def state_dict(self) -> dict:
         return {"history": self.history, "best": self.best}
@@ -230,7 +279,7 @@ def train(
 ) -> pd.DataFrame:
     """Train, or go on where a killed run of the same system, data and parameters stopped.
 
-    Leaves `model.safetensors`, `system.json` (best weights by validation R@1) and `history.csv` in `folder`, and the
+    Leaves `model.safetensors`, `system.json` (best weights by `select_by`) and `history.csv` in `folder`, and the
     best weights in `system`. With more than one device the processes of `distributed` do the same, and this waits.
 
     Args:
@@ -292,9 +341,9 @@ def fit(
     torch.utils.deterministic.fill_uninitialized_memory = False
     if config.world > 1 and torch.cuda.is_available():
         # torch has none for CPUs. timm's, for torch's own drops the activation of timm's BatchNormAct2d.
-        system = convert_sync_batchnorm(system)
+        system = convert_sync_batchnorm(system).train()  # what is frozen goes back to evaluation mode
     recorder = Recorder(folder / "last.ckpt", config)
-    task = TrainingTask(system, config)
+    task = TrainingTask(system, config, recorder.scores)
     # The notebook prints one line an epoch; Lightning's banners would drown it.
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     trainer = make_trainer(config, folder, [recorder])
@@ -364,6 +413,8 @@ def _loaders(
         config.crop_size,
         text_only=text,
         augment=True,
+        policy=config.augment,
+        first_photo_only=config.first_photo_only,
         seed=config.seed,
         descriptions=system.description_encoder is not None,
         segments=load_features(system, segments) if segments else system.config.segments,

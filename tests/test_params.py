@@ -273,6 +273,9 @@ def test_the_shared_empty_file(schema):
         ("clip_model: ViT-B-1\ntext_tokens: clip\nencoders: clip", "no such model; near: ViT-B"),
         ("description_backend: llm", "description_model must name the model"),
         ("segment_backend: sam", "segment_model must name the model"),
+        ("frozen: [conv1, layr1]", "frozen 'layr1': the photo backbone has no such part; it has all, conv1"),
+        ("frozen: [all]\nencoders: clip\ntext_tokens: clip", "frozen names parts of encoders ht"),
+        ("augment: rand-7", "augment 'rand-7': not a RandAugment policy"),
     ],
 )
 def test_impossible_combinations_stop_before_the_start(tmp_path, lines, word):

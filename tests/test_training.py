@@ -6,17 +6,19 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from recipe_lib.evaluation.scores import encode
 from recipe_lib.losses import circle_loss
-from recipe_lib.models import RetrievalSystem, bare_towers
+from recipe_lib.models import VARIANTS, RetrievalSystem, attach, bare_towers, parameter_table
 from recipe_lib.retrieval.metrics import evaluate
 from recipe_lib.saving import load_system
-from recipe_lib.training import TrainingConfig, learning_rate, pair_loss, train, validate
+from recipe_lib.training import TrainingConfig, best_epoch, learning_rate, pair_loss, train, validate
 
 CONFIG = TrainingConfig(
     epochs=3, batch_size=32, crop_size=48, optimizer="adamw", learning_rate=2e-3, lr_schedule="cosine", seed=5
@@ -123,11 +125,95 @@ def test_a_large_validation_split_is_scored_in_ten_bags(tiny_store, tiny_config,
 def test_learning_rate_schedules():
     step = replace(CONFIG, lr_schedule="step", learning_rate=1.0, lr_step_epochs=30)
     assert [learning_rate(step, t) for t in (0, 29.9, 30, 60)] == pytest.approx([1, 1, 0.1, 0.01])
+    gentle = replace(step, lr_factor=0.5, lr_step_epochs=1)
+    assert [learning_rate(gentle, t) for t in (0, 1, 2.5, 3)] == [1, 0.5, 0.25, 0.125], "exponential decay"
     cosine = replace(CONFIG, lr_schedule="cosine", learning_rate=1.0, epochs=10, warmup_epochs=2.0)
     assert learning_rate(cosine, 0) < 0.01 and learning_rate(cosine, 10) == pytest.approx(0)
     assert learning_rate(cosine, 5) == pytest.approx(0.5) and learning_rate(cosine, 1) == pytest.approx(
         0.505 * 0.5 * (1 + math.cos(math.pi / 10))
     )
+
+
+@pytest.mark.parametrize("select_by", ["i2r_recall_10", "r2i_medr"])
+@pytest.mark.parametrize("patience", [1, 3])
+def test_plateau_is_that_of_torch(select_by, patience):
+    """From the history alone, after each epoch of a noisy one."""
+    scores = (np.random.default_rng(0).integers(0, 12, 60) + np.minimum(np.arange(60), 20) / 4).tolist()
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    mode = "min" if "medr" in select_by else "max"
+    # eps: torch takes no smaller steps than it.
+    torchs = ReduceLROnPlateau(optimizer, mode, 0.5, patience, threshold=0, threshold_mode="abs", eps=0)
+    options = {"lr_step_epochs": patience, "lr_factor": 0.5, "select_by": select_by, "learning_rate": 1.0}
+    config, rates = replace(CONFIG, lr_schedule="plateau", **options), []
+    for epoch in range(60):
+        rates.append(learning_rate(config, epoch + 0.5, scores[:epoch]))
+        assert rates[-1] == optimizer.param_groups[0]["lr"]
+        optimizer.step()
+        torchs.step(scores[epoch])
+    assert len(set(rates)) > 3
+
+
+def test_the_best_epoch_is_the_first_of_equals():
+    assert best_epoch([0.1, 0.3, 0.3, 0.2], "i2r_recall_1") == 1 and best_epoch([5.0, 2.5, 3.0, 2.5], "r2i_medr") == 1
+
+
+STOPS = replace(
+    CONFIG, epochs=40, learning_rate=1e-6, select_by="r2i_medr", patience=3
+)  # so slow that nothing gets better
+
+
+def test_training_stops_out_of_patience_and_a_killed_one_stops_there_too(tiny_store, tiny_config, tmp_path):
+    config = replace(STOPS, lr_schedule="plateau", lr_step_epochs=1, lr_factor=0.5)
+    history = train(fresh(tiny_config), tiny_store, config, tmp_path / "whole")
+    best = best_epoch(history["val_r2i_medr"], "r2i_medr")
+    assert len(history) == best + 1 + 3 < 40
+    script = [sys.executable, "-c", SCRIPT, str(tiny_store.folder), json.dumps(tiny_config.to_dict())]
+    for stop in (len(history) - 2, len(history)):  # in the middle, and after the last checkpoint
+        folder = tmp_path / f"killed {stop}"
+        process = subprocess.Popen(
+            [*script, json.dumps(asdict(config)), str(folder)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        for line in process.stdout:
+            if line.startswith(f"epoch {stop:>3}"):
+                process.kill()
+                break
+        process.wait()
+        if (folder / "model.safetensors").exists():  # it was faster than the kill
+            (folder / "model.safetensors").unlink()
+        system = fresh(tiny_config)
+        again = train(system, tiny_store, config, folder)
+        pd.testing.assert_frame_equal(again.drop(columns="seconds"), history.drop(columns="seconds"))
+        whole = load_file(tmp_path / "whole/model.safetensors")
+        assert all(torch.equal(whole[name], value) for name, value in system.state_dict().items())
+
+
+def test_another_score_chooses_the_checkpoint(tiny_store, tiny_config, tmp_path):
+    system = fresh(tiny_config)
+    history = train(system, tiny_store, replace(CONFIG, epochs=5, select_by="r2i_recall_10"), tmp_path)
+    found = encode(system.eval(), tiny_store.split("val"), crop=48)
+    rows = {row["direction"]: row for row in evaluate(found.embedding, found.recipes, candidates=24)}
+    assert rows["r2i"]["recall_10"] == pytest.approx(history["val_r2i_recall_10"].max(), abs=1.5 / 24)
+
+
+def test_what_is_frozen_is_trained_by_nobody(tiny_store, tiny_config, tmp_path):
+    """Through Lightning's own switching between training and validation, and again where debiasing is attached."""
+    config = replace(tiny_config, frozen=("conv1", "bn1", "layer1"))
+    baseline = fresh(config)
+    before = {name: value.clone() for name, value in baseline.state_dict().items()}
+    train(baseline, tiny_store, replace(CONFIG, weight_decay=0.5), tmp_path / "baseline")
+    system = attach(load_system(tmp_path / "baseline"), VARIANTS["equal_compute"])
+    train(system, tiny_store, replace(CONFIG, weight_decay=0.5), tmp_path / "more")
+    frozen = tuple(f"image_encoder.backbone.{part}." for part in config.frozen)
+    for after in (load_system(tmp_path / "baseline"), system):
+        moved = {name for name, value in after.state_dict().items() if not torch.equal(value, before[name])}
+        assert moved and not [name for name in moved if name.startswith(frozen)]
+    assert any(name.startswith("image_encoder.backbone.layer2") and "running" in name for name in moved)
+    table = parameter_table(system, 4)
+    assert table.loc["image_encoder.backbone.layer1.0", "trainable"] == 0 < table["frozen"]["total"]
 
 
 def test_nothing_trained_is_one_line(tmp_path):

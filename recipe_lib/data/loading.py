@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from recipe_lib.data.images import decode_jpeg
+from recipe_lib.data.images import RandAugment, decode_jpeg
 from recipe_lib.data.store import Split
 from recipe_lib.data.text import PAD
 
@@ -130,6 +130,8 @@ class StudyDataset(Dataset):
         text_only: recipes without.
         crop: side of the square that the network sees, pixels; at most the stored size.
         augment: random crop, flip and choice among a recipe's photos; else centre crop of the first photo.
+        policy: a RandAugment on top of that, by timm's name; see `RandAugment`.
+        first_photo_only: no choice among a recipe's photos.
         seed: the same seed, epoch and rows give the same batch in any worker.
         descriptions: batches hold the imagined descriptions.
         segments: (photos of the split, n, E) features of each photo's segments; batches hold those of its photos. Or
@@ -143,12 +145,15 @@ class StudyDataset(Dataset):
         *,
         text_only: Split | None = None,
         augment: bool = False,
+        policy: str = "",
+        first_photo_only: bool = False,
         seed: int = 0,
         descriptions: bool = False,
         segments: np.ndarray | int = 0,
     ):
         self.split, self.text_only, self.crop, self.augment, self.seed = split, text_only, crop, augment, seed
         self.descriptions, self.segments = descriptions, segments
+        self.policy, self.choose = RandAugment(policy) if policy else None, augment and not first_photo_only
 
     def __len__(self) -> int:
         return len(self.split)
@@ -161,7 +166,7 @@ class StudyDataset(Dataset):
         images = np.empty((len(draw.rows), self.crop, self.crop, 3), np.uint8)
         photos = np.empty(len(draw.rows), np.int64)
         for i, row in enumerate(draw.rows):
-            which = int(rng.integers(self.split.photo_count(row))) if self.augment else 0
+            which = int(rng.integers(self.split.photo_count(row))) if self.choose else 0
             images[i], photos[i] = self._image(row, which, rng), self.split.photo_start[row] + which
         labels = torch.from_numpy(self.split.label_matrix(draw.rows)).float()
         batch = Batch(recipe_batch(self.split, draw.rows), rows, torch.from_numpy(images).permute(0, 3, 1, 2), labels)
@@ -181,9 +186,11 @@ class StudyDataset(Dataset):
         spare = np.array(image.size[::-1]) - self.crop
         if spare.min() < 0:
             raise ValueError(f"crop_size {self.crop} is larger than the stored photos; lower it or prepare larger ones")
-        top, left = (rng.integers(spare + 1) if self.augment else spare // 2).tolist()
+        # Halves round to even, as in torchvision's CenterCrop.
+        top, left = (rng.integers(spare + 1) if self.augment else np.rint(spare / 2).astype(int)).tolist()
         # Cropped before it becomes an array: an array of the whole photo costs a third of the decoding.
-        pixels = np.asarray(image.crop((left, top, left + self.crop, top + self.crop)))
+        image = image.crop((left, top, left + self.crop, top + self.crop))
+        pixels = np.asarray(self.policy(image, rng) if self.policy else image)
         return pixels[:, ::-1] if self.augment and rng.random() < 0.5 else pixels
 
 

@@ -47,6 +47,7 @@ class StoreConfig:
         max_sentences: ingredient lines, and instruction steps, kept of each recipe.
         max_tokens: token ids kept of each sentence.
         text_tokens: "words", or "clip": the byte pairs of CLIP's text towers, start and end among them.
+        image_filter, jpeg_quality: how photos are resized and stored; see `to_jpeg`.
     """
 
     image_size: int = 256
@@ -55,6 +56,8 @@ class StoreConfig:
     max_sentences: int = 20
     max_tokens: int = 15
     text_tokens: str = "words"
+    image_filter: str = "bilinear"
+    jpeg_quality: int = 95
 
 
 def prepare(
@@ -92,6 +95,8 @@ def prepare(
             shutil.rmtree(partial, ignore_errors=True)
             shutil.copytree(folder, partial)
     (partial / "shards").mkdir(parents=True, exist_ok=True)
+    for unfinished in partial.glob("*/.*"):  # of processes that were killed while they wrote
+        unfinished.unlink()
     with Workers(workers) as pool:
         card = _write_store(recipes, partial, config, classes, pool)
     write_text(partial / "card.json", json.dumps(card, indent=1, ensure_ascii=False))
@@ -107,7 +112,7 @@ def _write_store(
     recipes: Iterable[Recipe], folder: Path, config: StoreConfig, classes: IngredientClasses | None, pool: Workers
 ) -> dict:
     shown = tqdm(recipes, desc="recipes", unit="", mininterval=5, maxinterval=30, disable=None)
-    jobs = ((folder, number, shard, config.image_size) for number, shard in enumerate(_shards(shown)))
+    jobs = ((folder, number, shard, config) for number, shard in enumerate(_shards(shown)))
     records = list(pool.map(_write_recipes, jobs))
     remove(folder, lambda number: number >= len(records))  # of a longer source
     counts, without_photo = (sum((Counter(r[key]) for r in records), Counter()) for key in ("recipes", "without_photo"))
@@ -169,9 +174,10 @@ def _shards(recipes: Iterable[Recipe]) -> Iterator[list[Recipe]]:
 # ---- jobs: one shard each, in any process ----
 
 
-def _write_recipes(folder: Path, number: int, recipes: list[Recipe], image_size: int) -> dict:
+def _write_recipes(folder: Path, number: int, recipes: list[Recipe], config: StoreConfig) -> dict:
     """Text and photos of a shard, a pair of files for each of its splits. Returns the shard's record."""
-    path, made_from = folder / "shards" / f"{number:05d}.json", digest(str(image_size), *map(_state, recipes))
+    photo = f"{config.image_size} {config.image_filter} {config.jpeg_quality}"
+    path, made_from = folder / "shards" / f"{number:05d}.json", digest(photo, *map(_state, recipes))
     if record := finished(path, made_from, folder):
         return record
     remove(folder, lambda other: other == number)
@@ -179,7 +185,7 @@ def _write_recipes(folder: Path, number: int, recipes: list[Recipe], image_size:
     photos: dict[str, list[bytes]] = {}
     record = {"made_from": made_from, "recipes": {}, "without_photo": {}, "skipped": [], "files": {}}
     for recipe in recipes:
-        jpegs = _photos(recipe, image_size, record["skipped"])
+        jpegs = _photos(recipe, config, record["skipped"])
         if not jpegs and recipe.split != "train":
             if recipe.images:
                 record["skipped"].append(f"recipe {recipe.id}: no photo in split {recipe.split}; cannot be a candidate")
@@ -216,7 +222,7 @@ def _write_recipes(folder: Path, number: int, recipes: list[Recipe], image_size:
     return record
 
 
-def _photos(recipe: Recipe, size: int, skipped: list[str]) -> list[bytes]:
+def _photos(recipe: Recipe, config: StoreConfig, skipped: list[str]) -> list[bytes]:
     photos = []
     for image in recipe.images:
         try:
@@ -225,7 +231,7 @@ def _photos(recipe: Recipe, size: int, skipped: list[str]) -> list[bytes]:
                 if root and not Path(os.path.realpath(image)).is_relative_to(root):
                     raise ImageError(f"{image}: is a link that leaves {root}; it is not read")
                 image = read_image(image)
-            photos.append(to_jpeg(image, size))
+            photos.append(to_jpeg(image, config.image_size, resample=config.image_filter, quality=config.jpeg_quality))
         except ImageError as error:
             skipped.append(f"recipe {recipe.id}: {error}")
     return photos

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 
 import timm
 import torch
 import yaml
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
+
+# Mean and standard deviation of photos in [0, 1], for weights that were trained on other ones than timm says.
+NORMALISATIONS = {"imagenet": (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD), "half": ((0.5,) * 3, (0.5,) * 3)}
 
 
 class ImageEncoder(nn.Module):
@@ -18,24 +23,49 @@ class ImageEncoder(nn.Module):
         embed_dim: D, width of the joint space.
         pretrained: load the weights that timm publishes for the model.
         model_args: further arguments of `timm.create_model`, each as YAML "key: value".
+        normalisation: statistics that photos are normalised with: those of the "model", "imagenet" or "half".
+        frozen: names of the backbone's modules or parameters that do not train, or "all" of it. What is frozen is
+            always in evaluation mode: the statistics of its BatchNorm stay, and it drops nothing.
 
     Shape:
         images (B, 3, H, W) uint8 -> `features` (B, C, h, w) -> `embed` (B, D).
 
     Raises:
-        ValueError: timm has no such model, or not these arguments.
+        ValueError: timm has no such model, or not these arguments; the backbone has no such part.
         ConnectionError: the weights cannot be fetched.
     """
 
-    def __init__(self, model: str, embed_dim: int, *, pretrained: bool = False, model_args: Sequence[str] = ()):
+    def __init__(
+        self,
+        model: str,
+        embed_dim: int,
+        *,
+        pretrained: bool = False,
+        model_args: Sequence[str] = (),
+        normalisation: str = "model",
+        frozen: Sequence[str] = (),
+    ):
         super().__init__()
         self.backbone = _create(model, pretrained, model_args).to(memory_format=torch.channels_last)
+        self.frozen = tuple(frozen)
+        for part in _parts(self.backbone, self.frozen):
+            part.requires_grad_(False)
         pooled = getattr(self.backbone, "head_hidden_size", None) or self.backbone.num_features
         self.fc = nn.Linear(pooled, embed_dim)
         # The statistics belong to the weights: a buffer goes where the weights go, and is saved with them.
         config = self.backbone.pretrained_cfg
-        self.register_buffer("mean", 255 * torch.tensor(config["mean"])[:, None, None])
-        self.register_buffer("std", 255 * torch.tensor(config["std"])[:, None, None])
+        mean, std = NORMALISATIONS.get(normalisation, (config["mean"], config["std"]))
+        self.register_buffer("mean", 255 * torch.tensor(mean)[:, None, None])
+        self.register_buffer("std", 255 * torch.tensor(std)[:, None, None])
+        self.train()
+
+    def train(self, mode: bool = True) -> ImageEncoder:
+        """As of any module, but what is frozen stays in evaluation mode."""
+        super().train(mode)
+        for part in _parts(self.backbone, self.frozen):
+            if isinstance(part, nn.Module):
+                part.eval()
+        return self
 
     @property
     def channels(self) -> int:
@@ -64,6 +94,24 @@ class ImageEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.embed(self.features(images))
+
+
+def check_frozen(model: str, model_args: Sequence[str], frozen: Sequence[str]) -> None:
+    """ValueError where `ImageEncoder` would raise one for these parts; without memory for weights."""
+    with torch.device("meta"):
+        _parts(_create(model, False, model_args), frozen)
+
+
+def _parts(backbone: nn.Module, names: Sequence[str]) -> list[nn.Module | nn.Parameter]:
+    parts = dict(backbone.named_modules()) | dict(backbone.named_parameters()) | {"all": backbone}
+    for name in names:
+        if not name or name not in parts:
+            top = [child for child, _ in (*backbone.named_children(), *backbone.named_parameters(recurse=False))]
+            inner = difflib.get_close_matches(name, [part for part in parts if "." in part], 3)
+            raise ValueError(
+                f"frozen {name!r}: the photo backbone has no such part; it has all, {', '.join(top + inner)} ..."
+            )
+    return [parts[name] for name in names]
 
 
 def _create(model: str, pretrained: bool, model_args: Sequence[str]) -> nn.Module:

@@ -2,6 +2,7 @@
 
 import io
 import os
+import random
 import struct
 import tracemalloc
 import zlib
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from recipe_lib.data.images import ImageError, decode_jpeg, read_image, to_jpeg
+from recipe_lib.data.images import ImageError, RandAugment, decode_jpeg, read_image, to_jpeg
 from recipe_lib.data.recipe import DataError
 
 BAD = Path(__file__).parents[3] / "shared" / "data" / "bad_inputs" / "images"
@@ -171,7 +172,8 @@ def test_pixel_limit_and_strips():
 
 
 @pytest.mark.parametrize(
-    ("width", "height", "expected"), [(400, 300, (320, 240)), (30, 40, (240, 320)), (7, 7, (240, 240))]
+    ("width", "height", "expected"),
+    [(400, 300, (320, 240)), (30, 40, (240, 320)), (7, 7, (240, 240)), (384, 257, (358, 240))],  # 358.6: as torchvision
 )
 def test_to_jpeg_sets_the_shorter_side(width, height, expected):
     data = to_jpeg(photo(width, height), 240)
@@ -185,6 +187,16 @@ def test_to_jpeg_is_deterministic_and_takes_arrays():
     assert len(to_jpeg(pixels, 32, quality=30)) < len(to_jpeg(pixels, 32, quality=95))
     decoded = np.asarray(decode_jpeg(to_jpeg(np.full((40, 40, 3), 77, np.uint8), 40)))
     assert decoded.shape == (40, 40, 3) and np.abs(decoded.astype(int) - 77).max() <= 1
+
+
+def test_filter_and_quality_are_the_ones_asked_for():
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 50, 3), dtype=np.uint8)
+    for name in ("bilinear", "bicubic", "lanczos"):
+        data = to_jpeg(pixels, 25, resample=name, quality=100)
+        wanted = np.asarray(Image.fromarray(pixels).resize((25, 30), Image.Resampling[name.upper()]), int)
+        assert np.abs(np.asarray(decode_jpeg(data), int) - wanted).mean() < 1, "with halved chroma it would be over 15"
+    with pytest.raises(KeyError):
+        to_jpeg(pixels, 25, resample="nearest")
 
 
 @pytest.mark.parametrize(
@@ -207,6 +219,35 @@ def test_decode_jpeg_refuses_other_bytes():
     for data in (b"", b"soup", saved(photo(), "PNG"), saved(photo().convert("L"), "JPEG"), whole[: len(whole) // 2]):
         with pytest.raises(ImageError, match="not a stored JPEG"):
             decode_jpeg(data)
+
+
+# ---- RandAugment ----
+
+
+def test_rand_augment_follows_from_the_generator_alone():
+    policy, image = RandAugment("rand-m9-n3-mstd0.5-inc1"), Image.effect_mandelbrot((48, 48), (-2, -1, 1, 1), 50)
+    image = image.convert("RGB")
+    first = [policy(image, rng).tobytes() for rng in [np.random.default_rng(3)] for _ in range(20)]
+    random.seed(8)
+    np.random.seed(8)
+    expected = random.random(), np.random.rand()
+    random.seed(8)
+    np.random.seed(8)
+    again = [policy(image, rng).tobytes() for rng in [np.random.default_rng(3)] for _ in range(20)]
+    assert again == first and len(set(first)) > 10
+    assert (random.random(), np.random.rand()) == expected, "the global states are as they were"
+    assert [policy(image, np.random.default_rng(4)).tobytes()] != first[:1]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["rand", "rand-", "rand-7", "rand-m", "rand-mfoo", "rand-m7-", "rand-x3", "rand-p2", "rand-tbest", "augmix-m5"],
+)
+def test_names_that_timm_would_misread_are_refused(name):
+    with pytest.raises(ValueError, match=f"augment '{name}'"):
+        RandAugment(name)
+    with pytest.raises(ValueError, match="augment 'rand-n99-tweights'.*larger"):  # more than there are
+        RandAugment("rand-n99-tweights")
 
 
 @needs_shared

@@ -1,10 +1,20 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data._utils.pin_memory import pin_memory
+from torchvision import transforms
 
 from recipe_lib.data.images import decode_jpeg
+from recipe_lib.data.kitchen import KitchenConfig, cook
 from recipe_lib.data.loading import Draw, InOrder, PairedBatches, StudyDataset, loader, recipe_batch, segment_pixels
+from recipe_lib.data.prepare import StoreConfig, prepare
+from recipe_lib.data.recipe import Recipe
+from recipe_lib.data.store import Store
+
+SPLITS = ["train"] * 4 + ["val", "test"]
 
 
 def test_recipe_batch_equals_loops(tiny_store):
@@ -87,6 +97,26 @@ def test_photos_without_segments_have_one_empty_place(clip_store, monkeypatch):
     assert pixels.shape == (3, 1, 3, 56, 56) and not pixels.any() and not mask.any()
 
 
+def test_photos_are_those_of_the_released_code(tmp_path):
+    """Resize(256) and CenterCrop(224) of the originals, but for what JPEG loses; shapes and centres agree exactly."""
+    kitchen = cook(KitchenConfig(train=12, val=2, test=2, text_only=0, image_size=224, noise=0.0, seed=1))
+    recipes = [
+        replace(r, images=[pixels[: 224 - 5 * i, : 170 + 5 * i] for pixels in r.images]) for i, r in enumerate(kitchen)
+    ]
+    released = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224)])
+    originals = [Image.fromarray(r.images[0]) for r in recipes if r.split == "train"]
+    expected = np.stack([np.asarray(released(photo), int) for photo in originals])
+    difference = {}
+    for name, quality in (("bilinear", 95), ("bilinear", 100), ("bicubic", 95)):
+        config = StoreConfig(256, 1, 5, image_filter=name, jpeg_quality=quality)
+        prepare(recipes, tmp_path / "data", config)
+        batch = StudyDataset(Store(tmp_path / "data").split("train"), 224)[Draw(np.arange(12), True, 0)]
+        ours = batch.images.permute(0, 2, 3, 1).numpy().astype(int)
+        difference[name, quality] = np.abs(ours - expected).mean()
+    assert difference["bilinear", 95] < 1.5 < difference["bicubic", 95]
+    assert difference["bilinear", 100] < 0.5, "a photo one pixel aside would be over this"
+
+
 def test_an_epoch_holds_every_pair_once_and_alternates_with_text():
     sampler = PairedBatches(70, 16, text_only=10, seed=0)
     draws = list(sampler)
@@ -129,8 +159,28 @@ def test_processes_share_what_is_in_order(pairs, world):
     assert list(together[:pairs]) == list(range(pairs)) and set(together[pairs:]) <= {pairs - 1}
 
 
-def test_workers_change_nothing(tiny_store):
-    dataset, sampler = StudyDataset(tiny_store.split("train"), 48, augment=True, seed=1), PairedBatches(96, 32, seed=1)
+def test_only_first_photos_where_that_is_asked_for(tmp_path):
+    """Photos of one colour each: white the first, black the second."""
+    photos = [np.full((40, 40, 3), value, np.uint8) for value in (255, 0)]
+    recipes = [Recipe(f"{i}", "Soup", ["salt"], ["Boil."], photos, split) for i, split in enumerate(SPLITS)]
+    prepare(recipes, tmp_path / "data", StoreConfig(40, 1, 1))
+    split = Store(tmp_path / "data").split("train")
+
+    def brightness(**options):
+        dataset = StudyDataset(split, 32, augment=True, **options)
+        drawn = [dataset[Draw(np.arange(4), True, epoch)].images for epoch in range(8)]
+        return torch.cat(drawn).float().mean((1, 2, 3)).round().unique().tolist()
+
+    assert brightness() == [0, 255] and brightness(first_photo_only=True) == [255]
+
+
+@pytest.mark.parametrize("policy", ["", "rand-m9-n2-mstd0.5"])
+def test_workers_change_nothing(tiny_store, policy):
+    """Neither does the state of the global generators, from which timm draws."""
+    dataset = StudyDataset(tiny_store.split("train"), 48, augment=True, policy=policy, seed=1)
+    plain, sampler = StudyDataset(dataset.split, 48, augment=True, seed=1), PairedBatches(96, 32, seed=1)
     alone = [batch.images for batch in loader(dataset, sampler)]
     helped = [batch.images for batch in loader(dataset, sampler, 2)]
     assert all(torch.equal(a, b) for a, b in zip(alone, helped, strict=True))
+    same = [torch.equal(batch.images, a) for batch, a in zip(loader(plain, sampler), alone, strict=True)]
+    assert same == [not policy] * 3

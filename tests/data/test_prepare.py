@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +116,15 @@ def test_finished_shards_are_taken_over_and_changed_ones_made_again(tmp_path):
     assert (
         again["00000.jpegs"] == after["00000.jpegs"] and again["00000.tokens.parquet"] != after["00000.tokens.parquet"]
     )
+
+
+@pytest.mark.parametrize("changed", [{"image_filter": "lanczos"}, {"jpeg_quality": 80}])
+def test_photos_are_made_again_for_another_filter_or_quality(tmp_path, changed):
+    first = prepare([recipe(0), *EVAL], tmp_path / "data", CONFIG)
+    before = files(tmp_path / "data")
+    second = prepare([recipe(0), *EVAL], tmp_path / "data", replace(CONFIG, **changed))
+    assert second["sha256"] != first["sha256"] and second["config"] | changed == second["config"]
+    assert files(tmp_path / "data")["train/00000.jpegs"] != before["train/00000.jpegs"]
 
 
 CHILD = """
