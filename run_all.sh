@@ -76,7 +76,7 @@ choose_python() {
 case "${1:-}" in
 -h | --help)
   python="$(find_python)" # the help needs no environment
-  PYTHONPATH="$here" exec "$python" -P -m recipe_lib.run --help
+  PYTHONPATH="$here" exec "$python" -P -m recipe_lib.runner.run --help
   ;;
 test)
   shift
@@ -100,6 +100,6 @@ lab)
 *)
   choose_python
   # -P: a recipe_lib folder where the caller stands, in another clone, must not be taken for this one.
-  CAUSAL_KITCHEN_ROOT="$here" exec "$python" -P -m recipe_lib.run "$@"
+  CAUSAL_KITCHEN_ROOT="$here" exec "$python" -P -m recipe_lib.runner.run "$@"
   ;;
 esac

@@ -21,7 +21,7 @@ from recipe_lib.data.store import Split, study_store
 from recipe_lib.data.text import PAD
 from recipe_lib.losses import posterior
 from recipe_lib.models import RetrievalSystem
-from recipe_lib.paths import study_dir, write_text
+from recipe_lib.paths import atomic_write_text, study_dir
 from recipe_lib.retrieval import cross_modal_ranks, evaluate
 from recipe_lib.saving import load_system
 from recipe_lib.screening import Embeddings
@@ -317,8 +317,8 @@ def ingredient_lines(
 
 def write_results(folder: Path, results: pd.DataFrame, ranks: pd.DataFrame, metrics: dict) -> None:
     """results.csv, ranks.parquet and metrics.json of a study."""
-    write_text(folder / "results.csv", results.to_csv(index=False, float_format="%.6g"))
-    write_text(folder / "metrics.json", json.dumps(metrics, indent=1, allow_nan=False))
+    atomic_write_text(folder / "results.csv", results.to_csv(index=False, float_format="%.6g"))
+    atomic_write_text(folder / "metrics.json", json.dumps(metrics, indent=1, allow_nan=False))
     partial = folder / "ranks.partial"
     ranks.to_parquet(partial, index=False)
     os.replace(partial, folder / "ranks.parquet")

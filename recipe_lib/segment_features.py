@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from recipe_lib.data.images import decode_jpeg
 from recipe_lib.data.store import Split
 from recipe_lib.models import RetrievalSystem
-from recipe_lib.paths import write_text
+from recipe_lib.paths import atomic_write_text
 
 BATCH = 256  # segments encoded together
 FLUSH = 200  # batches that a kill can lose
@@ -54,7 +54,7 @@ def segment_features(system: RetrievalSystem, split: Split, folder: Path, *, fir
     for number, start in enumerate(shown):
         if number and number % FLUSH == 0:
             features.flush()
-            write_text(finished, str(start))
+            atomic_write_text(finished, str(start))
         rows = photos[start : start + step]
         inside = np.arange(shape[1]) < counts[rows][:, None]
         if inside.any():

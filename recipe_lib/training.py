@@ -35,7 +35,7 @@ from recipe_lib.data.loading import Batch, InOrder, PairedBatches, StudyDataset,
 from recipe_lib.data.store import TEXT_ONLY, Store
 from recipe_lib.losses import asymmetric_loss, circle_loss, triplet_loss
 from recipe_lib.models import RetrievalSystem
-from recipe_lib.paths import write_text
+from recipe_lib.paths import atomic_write_text
 from recipe_lib.retrieval import evaluate
 from recipe_lib.saving import load_system, save_system
 from recipe_lib.segment_features import load_features, segment_features
@@ -240,7 +240,7 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     started_as = fingerprint(system, store, config)
     resume = _resumable(folder / "last.ckpt", started_as)
-    write_text(folder / "started.json", json.dumps({"fingerprint": started_as}))
+    atomic_write_text(folder / "started.json", json.dumps({"fingerprint": started_as}))
     segments = None
     if system.segment_encoder is not None:
         segments = segment_features(system, store.split("train"), kept or folder)
@@ -252,7 +252,7 @@ def train(
     save_system(system, job)
     paths = {"store": store.folder, "folder": folder, "resume": resume, "segments": segments}
     task = {"training": asdict(config)} | {name: path and str(path.resolve()) for name, path in paths.items()}
-    write_text(job / "job.json", json.dumps(task))
+    atomic_write_text(job / "job.json", json.dumps(task))
     distributed.launch(job.resolve(), config.devices, config.num_nodes)
     shutil.rmtree(job)
     system.load_state_dict(load_file(folder / "model.safetensors"))
@@ -304,7 +304,7 @@ def fit(
     if trainer.is_global_zero:
         system.load_state_dict(recorder.best)
         save_system(system, folder)
-        write_text(folder / "history.csv", history.to_csv(index=False))
+        atomic_write_text(folder / "history.csv", history.to_csv(index=False))
     return history
 
 

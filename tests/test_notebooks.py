@@ -24,7 +24,7 @@ STAGES = [path.stem for path in sorted((ROOT / "notebooks").glob("0*.ipynb"))]
 
 
 def run(outputs: Path, *args: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "recipe_lib.run", *args, "--outputs", str(outputs)]
+    command = [sys.executable, "-m", "recipe_lib.runner.run", *args, "--outputs", str(outputs)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 

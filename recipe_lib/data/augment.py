@@ -29,7 +29,7 @@ from recipe_lib.data.parallel import Workers
 from recipe_lib.data.segments import Rank, SamSegmenter, Segment, cut, superpixel_segments
 from recipe_lib.data.shards import digest, finished, nested, parquet, save
 from recipe_lib.data.store import TEXT_ONLY
-from recipe_lib.paths import write_text
+from recipe_lib.paths import atomic_write_text
 
 CHUNK = 64  # photos whose segments are written together: what a kill can lose
 TEXT = ["id", "title", "ingredients", "instructions"]
@@ -109,7 +109,7 @@ def _note(folder: Path, name: str, records: list[dict], facts: dict) -> dict:
     card = json.loads((folder / "card.json").read_text("utf-8"))
     files = sorted(pair for record in records for pair in record["files"].items())
     card[name] = facts | {"sha256": digest(*(f"{file} {sha}" for file, sha in files))}
-    write_text(folder / "card.json", json.dumps(card, indent=1, ensure_ascii=False))
+    atomic_write_text(folder / "card.json", json.dumps(card, indent=1, ensure_ascii=False))
     return card
 
 
@@ -148,7 +148,7 @@ def _write_descriptions(folder: Path, number: int, told: Iterator[tuple[str, str
         ids = nested(starts, pa.array([id_ for row in tokens for id_ in row], pa.int32()))
         table = pa.table({"text": list(texts), "source": list(sources), "tokens": ids})
         record["files"][f"{name}.descriptions.parquet"] = save(folder / f"{name}.descriptions.parquet", parquet(table))
-    write_text(_record(folder, number), json.dumps(record))
+    atomic_write_text(_record(folder, number), json.dumps(record))
     return record
 
 
@@ -187,7 +187,7 @@ def _segment_shard(
         table = pa.table({"segment_bytes": pa.array(sizes, pa.list_(pa.int64()))})
         record["files"][f"{name}.segments.parquet"] = save(folder / f"{name}.segments.parquet", parquet(table))
         record["files"][f"{name}.segments.jpegs"] = save(folder / f"{name}.segments.jpegs", b"".join(jpegs))
-    write_text(path, json.dumps(record))
+    atomic_write_text(path, json.dumps(record))
     shutil.rmtree(parts, ignore_errors=True)
     return record
 

@@ -31,7 +31,7 @@ from recipe_lib.data.recipe import DataError, Recipe
 from recipe_lib.data.shards import digest, finished, nested, parquet, remove, save
 from recipe_lib.data.store import TEXT_ONLY
 from recipe_lib.data.text import SentenceEncoder, word_tokenizer
-from recipe_lib.paths import write_text
+from recipe_lib.paths import atomic_write_text
 
 SHARD = 2048  # recipes of the source a shard; they may go to several splits
 
@@ -94,7 +94,7 @@ def prepare(
     (partial / "shards").mkdir(parents=True, exist_ok=True)
     with Workers(workers) as pool:
         card = _write_store(recipes, partial, config, classes, pool)
-    write_text(partial / "card.json", json.dumps(card, indent=1, ensure_ascii=False))
+    atomic_write_text(partial / "card.json", json.dumps(card, indent=1, ensure_ascii=False))
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.replace(old)
@@ -125,7 +125,7 @@ def _write_store(
         classes = classes.recounted(recipes_with)
     else:
         classes = IngredientClasses.from_counts(recipes_with, config.ingredient_classes)
-    write_text(folder / "tokenizer.json", tokenizer.to_str())
+    atomic_write_text(folder / "tokenizer.json", tokenizer.to_str())
     classes.save(folder / "classes.csv")
 
     jobs = [(folder, number, tokenizer.to_str(), classes, config) for number in range(len(records))]
@@ -135,7 +135,7 @@ def _write_store(
         )
     )
     skipped = [line for record in records for line in record["skipped"]]
-    write_text(folder / "left_out.txt", "".join(line + "\n" for line in skipped))
+    atomic_write_text(folder / "left_out.txt", "".join(line + "\n" for line in skipped))
     first = min(folder.glob("train/*.recipes.parquet"))
     examples = pq.read_table(first, columns=["title"])["title"][:5].to_pylist()
     return {
@@ -212,7 +212,7 @@ def _write_recipes(folder: Path, number: int, recipes: list[Recipe], image_size:
         record["files"][f"{name}.recipes.parquet"] = save(folder / f"{name}.recipes.parquet", parquet(table))
         if photos[split]:
             record["files"][f"{name}.jpegs"] = save(folder / f"{name}.jpegs", b"".join(photos[split]))
-    write_text(path, json.dumps(record))
+    atomic_write_text(path, json.dumps(record))
     return record
 
 
@@ -285,7 +285,7 @@ def _write_tokens(folder: Path, number: int, tokenizer: str, classes: Ingredient
         }
         name = f"{split}/{number:05d}.tokens.parquet"
         record["files"][name] = save(folder / name, parquet(pa.table(columns)))
-    write_text(path, json.dumps(record))
+    atomic_write_text(path, json.dumps(record))
     return record
 
 

@@ -11,8 +11,8 @@ import pandas as pd
 from jinja2 import Environment
 from nbconvert import HTMLExporter
 
-from recipe_lib.paths import write_text
-from recipe_lib.record import read_manifest
+from recipe_lib.paths import atomic_write_text
+from recipe_lib.runner.fingerprint import read_manifest
 
 PAGE = """\
 <!DOCTYPE html>
@@ -83,7 +83,7 @@ def write_report(study_dir: Path) -> Path:
         parameters=[[name, json.dumps(value, ensure_ascii=False)] for name, value in manifest["parameters"].items()],
         environment=_environment(manifest["environment"]),
     )
-    write_text(study_dir / "report.html", html)
+    atomic_write_text(study_dir / "report.html", html)
     return study_dir / "report.html"
 
 
@@ -129,6 +129,6 @@ def _notebook_pages(folder: Path, stages: list[str]) -> list[str]:
         notebook, page = folder / f"{stage}.ipynb", folder / f"{stage}.html"
         if notebook.is_file():
             if not page.is_file() or page.stat().st_mtime_ns < notebook.stat().st_mtime_ns:
-                write_text(page, exporter.from_notebook_node(nbformat.read(notebook, as_version=4))[0])
+                atomic_write_text(page, exporter.from_notebook_node(nbformat.read(notebook, as_version=4))[0])
             pages.append(page.name)
     return pages

@@ -15,10 +15,10 @@ import nbformat
 import psutil
 import pytest
 
-from recipe_lib import record
-from recipe_lib.run import main
+from recipe_lib.runner import fingerprint
+from recipe_lib.runner.run import main
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 STAGES = ["01_prepare", "02_train", "03_score"]
 
 
@@ -37,7 +37,7 @@ def manifest(root: Path, study: str = "kitchen") -> dict:
 def start(root: Path, *arguments: str, **options) -> subprocess.Popen:
     """The runner as a process of its own."""
     env = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    command = [sys.executable, "-m", "recipe_lib.run", *arguments]
+    command = [sys.executable, "-m", "recipe_lib.runner.run", *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, env=env, cwd=root, **pipes, **options)
 
@@ -116,7 +116,7 @@ def test_source_data_counts_by_name_size_and_time(tiny_study):
     assert ran(tiny_study) == STAGES, "every stage rests on the data"
 
     def digest() -> str:
-        inputs = record.stage_inputs(tiny_study / "notebooks/01_prepare.ipynb", {"source_dir": "own"}, "", source)
+        inputs = fingerprint.stage_inputs(tiny_study / "notebooks/01_prepare.ipynb", {"source_dir": "own"}, "", source)
         return inputs["sources"]
 
     seen = {digest()}
@@ -135,7 +135,7 @@ def test_what_is_read_of_other_studies_counts(tiny_study, monkeypatch):
 
     def digest() -> str:
         values = {"compare_with": ["one", "two"], "distances_from": "one"}
-        return record.stage_inputs(tiny_study / "notebooks/01_prepare.ipynb", values, "", tiny_study)["sources"]
+        return fingerprint.stage_inputs(tiny_study / "notebooks/01_prepare.ipynb", values, "", tiny_study)["sources"]
 
     seen = {digest()}
     for name in ("two/ranks.parquet", "one/02_baseline_training/model.safetensors", "one/ranks.parquet"):
@@ -314,8 +314,8 @@ def test_the_library_counts_as_far_as_it_is_imported(tmp_path):
 
     def digest(source: str) -> tuple[set[str], str]:
         nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)]), tmp_path / "01_a.ipynb")
-        modules = set(record.imported_modules(ast.parse(source), package))
-        return modules, record.stage_inputs(tmp_path / "01_a.ipynb", {}, "", package)["library"]
+        modules = set(fingerprint.imported_modules(ast.parse(source), package))
+        return modules, fingerprint.stage_inputs(tmp_path / "01_a.ipynb", {}, "", package)["library"]
 
     names, before = digest("from recipe_lib import losses")
     assert names == {
@@ -338,7 +338,7 @@ def test_the_library_counts_as_far_as_it_is_imported(tmp_path):
 def test_magics_are_read_and_broken_cells_are_named(tmp_path):
     cells = [nbformat.v4.new_code_cell(source) for source in ("%matplotlib inline\n!ls", "x = ")]
     nbformat.write(nbformat.v4.new_notebook(cells=cells[:1]), tmp_path / "01_a.ipynb")
-    assert record.notebook_code(tmp_path / "01_a.ipynb").body
+    assert fingerprint.notebook_code(tmp_path / "01_a.ipynb").body
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "01_a.ipynb")
-    with pytest.raises(record.RunError, match=r"01_a.ipynb: cell 1: line 1: invalid syntax"):
-        record.notebook_code(tmp_path / "01_a.ipynb")
+    with pytest.raises(fingerprint.RunError, match=r"01_a.ipynb: cell 1: line 1: invalid syntax"):
+        fingerprint.notebook_code(tmp_path / "01_a.ipynb")

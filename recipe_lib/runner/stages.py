@@ -18,11 +18,11 @@ import nbformat
 import papermill
 import psutil
 
-from recipe_lib import record
-from recipe_lib.params import Parameter
-from recipe_lib.paths import write_text
-from recipe_lib.record import RunError
-from recipe_lib.report import write_report
+from recipe_lib.paths import atomic_write_text
+from recipe_lib.runner import fingerprint
+from recipe_lib.runner.fingerprint import RunError
+from recipe_lib.runner.params import Parameter
+from recipe_lib.runner.report import write_report
 
 
 def stage_notebooks(root: Path) -> list[Path]:
@@ -84,11 +84,11 @@ class Runner:
 
     def __init__(self, root: Path, folder: Path, stages: list[Path], schema: dict[str, Parameter], values: dict):
         self.root, self.folder, self.stages, self.schema, self.values = root, folder, stages, schema, values
-        self.manifest = record.read_manifest(folder) | {
+        self.manifest = fingerprint.read_manifest(folder) | {
             "study": folder.name,
             "parameters": values,
             "seeds": {name: value for name, value in values.items() if "seed" in name},
-            "environment": record.environment(root),
+            "environment": fingerprint.environment(root),
         }
         self.inputs: dict[str, dict[str, str]] = {}
         print(f"study {folder.name}: {len(stages)} notebooks -> {os.path.relpath(folder)}", flush=True)
@@ -126,10 +126,12 @@ class Runner:
     def _why_run(self, index: int) -> str:
         """Why a stage has to run, or ""; call it for the stages in order, each digest covers the ones before."""
         path = self.stages[index]
-        earlier = record.stage_digest(self.inputs[self.stages[index - 1].stem]) if index else ""
-        inputs = record.stage_inputs(path, self._values_of(path.stem), earlier, Path(record.__file__).parent)
+        earlier = fingerprint.stage_digest(self.inputs[self.stages[index - 1].stem]) if index else ""
+        inputs = fingerprint.stage_inputs(
+            path, self._values_of(path.stem), earlier, Path(fingerprint.__file__).parents[1]
+        )
         self.inputs[path.stem] = inputs
-        return record.why_run(self.folder, path.stem, self.manifest["stages"].get(path.stem), inputs)
+        return fingerprint.why_run(self.folder, path.stem, self.manifest["stages"].get(path.stem), inputs)
 
     def _values_of(self, stage: str) -> dict:
         return {name: self.values[name] for name, parameter in self.schema.items() if stage in parameter.notebooks}
@@ -139,13 +141,13 @@ class Runner:
         records = self.manifest["stages"]
         for index, path in enumerate(self.stages):
             if index in wiped:
-                record.wipe(self.folder, path.stem, records.pop(path.stem, None))
+                fingerprint.wipe(self.folder, path.stem, records.pop(path.stem, None))
             elif index > wiped[0] and path.stem in records:
                 records[path.stem]["status"] = "outdated"
         self._save()
 
     def _save(self) -> None:
-        write_text(self.folder / "manifest.json", json.dumps(self.manifest, indent=2) + "\n")
+        atomic_write_text(self.folder / "manifest.json", json.dumps(self.manifest, indent=2) + "\n")
 
     def _report(self) -> None:
         write_report(self.folder)
@@ -156,17 +158,17 @@ class Runner:
         path, stage = self.stages[index], self.stages[index].stem
         inputs, earlier = self.inputs[stage], self.manifest["stages"].get(stage)
         if not earlier or earlier["status"] not in ("running", "failed") or earlier["inputs"] != inputs:
-            record.wipe(self.folder, stage, earlier)  # else: an interrupted stage goes on from its checkpoints
+            fingerprint.wipe(self.folder, stage, earlier)  # else: an interrupted stage goes on from its checkpoints
         entry = {
             "status": "running",
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
-            "digest": record.stage_digest(inputs),
+            "digest": fingerprint.stage_digest(inputs),
             "inputs": inputs,
             "parameters": self._values_of(stage),
         }
         self.manifest["stages"][stage] = entry
         self._save()
-        before, begin = record.snapshot(self.folder), time.monotonic()
+        before, begin = fingerprint.snapshot(self.folder), time.monotonic()
         try:
             with PeakMemory() as memory:
                 _execute(self.root, path, self.folder / f"{stage}.ipynb", entry["parameters"])
@@ -177,7 +179,7 @@ class Runner:
         finally:  # what a failed or stopped stage left is recorded too, for the next run to keep or to wipe
             entry["seconds"] = round(time.monotonic() - begin, 1)
             entry["peak_memory_mb"] = memory.peak >> 20
-            entry["artefacts"] = record.artefacts(self.folder, stage, before)
+            entry["artefacts"] = fingerprint.artefacts(self.folder, stage, before)
             self._save()
         cost = f"{entry['seconds']} s, peak memory {entry['peak_memory_mb']} MB"
         print(f"{self._label(index)}: done in {cost}", flush=True)
