@@ -15,6 +15,7 @@ import torch
 from sklearn.metrics import average_precision_score
 from torch import Tensor
 
+from recipe_lib import devices
 from recipe_lib.causal import corrupt_labels, ingredient_weights, permute_rows
 from recipe_lib.data.loading import InOrder, StudyDataset, loader, recipe_batch
 from recipe_lib.data.store import Split, study_store
@@ -77,7 +78,7 @@ def encode(
     Args:
         kept: folder where features of segments are found or left; needed for systems that encode segments.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = devices.device()
     system = system.eval().to(device)
     parts = []
     for batch in loader(StudyDataset(split, crop), InOrder(len(split), batch_size), workers):
@@ -149,7 +150,7 @@ def distances(images: Tensor, recipes: Tensor, beside: Encoded | None) -> dict[s
 @torch.inference_mode()
 def encode_recipes(system: RetrievalSystem, split: Split, batch_tokens: int = BATCH_TOKENS) -> Tensor:
     """Embeddings (N, D) of the recipes of a split in float32, on the CPU: each distinct sentence is encoded once."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = devices.device()
     encoder = system.eval().to(device).recipe_encoder
     if not hasattr(encoder, "join_sentences"):  # a recipe is one text
         rows = np.array_split(np.arange(len(split)), -(-len(split) // 256))
@@ -298,7 +299,7 @@ def ingredient_lines(
 
     Lines come sorted by their length; those of the same words are encoded once, and lie in one batch.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = devices.device()
     encoder = system.eval().to(device).recipe_encoder
     kept = split.positions >= 0  # lines beyond max_sentences were not tokenised
     if not kept.any():

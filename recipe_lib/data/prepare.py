@@ -21,7 +21,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 from tokenizers import Tokenizer
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from recipe_lib.data.clip_text import VOCABULARY, clip_ids
 from recipe_lib.data.images import ImageError, read_image, to_jpeg
@@ -32,6 +32,7 @@ from recipe_lib.data.shards import digest, finished, nested, parquet, remove, sa
 from recipe_lib.data.store import TEXT_ONLY
 from recipe_lib.data.text import SentenceEncoder, word_tokenizer
 from recipe_lib.paths import atomic_write_text
+from recipe_lib.reachable import code_digest
 
 SHARD = 2048  # recipes of the source a shard; they may go to several splits
 
@@ -171,7 +172,8 @@ def _shards(recipes: Iterable[Recipe]) -> Iterator[list[Recipe]]:
 
 def _write_recipes(folder: Path, number: int, recipes: list[Recipe], image_size: int) -> dict:
     """Text and photos of a shard, a pair of files for each of its splits. Returns the shard's record."""
-    path, made_from = folder / "shards" / f"{number:05d}.json", digest(str(image_size), *map(_state, recipes))
+    path = folder / "shards" / f"{number:05d}.json"
+    made_from = digest(code_digest(_write_recipes), str(image_size), *map(_state, recipes))
     if record := finished(path, made_from, folder):
         return record
     remove(folder, lambda other: other == number)
@@ -250,7 +252,8 @@ def _write_tokens(folder: Path, number: int, tokenizer: str, classes: Ingredient
     """Token ids and labels beside the recipes. Sentence 0 is the title, then come ingredient lines, then steps."""
     path, recipes = (folder / "shards" / f"{number:05d}{end}.json" for end in (".tokens", ""))
     limits = f"{config.max_sentences} {config.max_tokens} {config.text_tokens}"
-    made_from = digest(recipes.read_text("utf-8"), tokenizer, limits, *classes.names, json.dumps(classes.aliases))
+    code, aliases = code_digest(_write_tokens), json.dumps(classes.aliases)
+    made_from = digest(code, recipes.read_text("utf-8"), tokenizer, limits, *classes.names, aliases)
     if record := finished(path, made_from, folder):
         return record
     encode = _encoder(tokenizer, config.max_tokens)

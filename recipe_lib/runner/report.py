@@ -12,7 +12,7 @@ from jinja2 import Environment
 from nbconvert import HTMLExporter
 
 from recipe_lib.paths import atomic_write_text
-from recipe_lib.runner.fingerprint import read_manifest
+from recipe_lib.runner.fingerprint import ASIDE, read_manifest
 
 PAGE = """\
 <!DOCTYPE html>
@@ -81,7 +81,7 @@ def write_report(study_dir: Path) -> Path:
         pages=_notebook_pages(study_dir, sorted(stages)),
         figures=_figures(study_dir),
         parameters=[[name, json.dumps(value, ensure_ascii=False)] for name, value in manifest["parameters"].items()],
-        environment=_environment(manifest["environment"]),
+        environment=_environment(stages),
     )
     atomic_write_text(study_dir / "report.html", html)
     return study_dir / "report.html"
@@ -101,11 +101,20 @@ def _results(path: Path) -> dict | None:
     return {"columns": list(table.columns), "rows": rows}
 
 
-def _environment(facts: dict) -> list[list[str]]:
-    flat = {key: value for key, value in facts.items() if key not in ("packages", "git")}
-    if facts["git"]:
-        flat["git commit"] = facts["git"]["commit"] + (" with local changes" if facts["git"]["dirty"] else "")
-    return [[name, value] for name, value in (flat | facts["packages"]).items()]
+def _environment(stages: dict) -> list[list[str]]:
+    """Each fact about where the stages ran; where it is not the same for all, with their numbers."""
+    facts: dict[str, dict[str, list[str]]] = {}
+    for stage, record in sorted(stages.items()):
+        where = record["environment"]
+        flat = {key: value for key, value in where.items() if key not in ("packages", "git")}
+        if where["git"]:
+            flat["git commit"] = where["git"]["commit"] + (" with local changes" if where["git"]["dirty"] else "")
+        for name, value in (flat | where["packages"]).items():
+            facts.setdefault(name, {}).setdefault(str(value), []).append(stage[:2])
+    return [
+        [name, "; ".join(f"{v} ({', '.join(s)})" for v, s in values.items()) if len(values) > 1 else next(iter(values))]
+        for name, values in facts.items()
+    ]
 
 
 def _figures(folder: Path) -> dict[str, list[tuple[str, str]]]:
@@ -113,6 +122,8 @@ def _figures(folder: Path) -> dict[str, list[tuple[str, str]]]:
     found: dict[str, list[tuple[str, str]]] = {}
     for path in sorted(folder.rglob("*.png")):
         parts = path.relative_to(folder).parts
+        if parts[0] == ASIDE:
+            continue
         title = path.stem.replace("_", " ").replace("-", " ")
         data = base64.b64encode(path.read_bytes()).decode()
         found.setdefault(parts[0] if len(parts) > 1 else folder.name, []).append((title, data))

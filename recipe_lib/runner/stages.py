@@ -19,6 +19,7 @@ import papermill
 import psutil
 
 from recipe_lib.paths import atomic_write_text
+from recipe_lib.reachable import Sources, digest
 from recipe_lib.runner import fingerprint
 from recipe_lib.runner.fingerprint import RunError
 from recipe_lib.runner.params import Parameter
@@ -88,9 +89,9 @@ class Runner:
             "study": folder.name,
             "parameters": values,
             "seeds": {name: value for name, value in values.items() if "seed" in name},
-            "environment": fingerprint.environment(root),
         }
         self.inputs: dict[str, dict[str, str]] = {}
+        self.packages: dict[str, set[str]] = {}
         print(f"study {folder.name}: {len(stages)} notebooks -> {os.path.relpath(folder)}", flush=True)
 
     def run_from(self, first: int, forced: bool = False, fresh: bool = False) -> None:
@@ -124,26 +125,28 @@ class Runner:
         return f"[{index + 1}/{len(self.stages)}] {self.stages[index].stem}"
 
     def _why_run(self, index: int) -> str:
-        """Why a stage has to run, or ""; call it for the stages in order, each digest covers the ones before."""
-        path = self.stages[index]
-        earlier = fingerprint.stage_digest(self.inputs[self.stages[index - 1].stem]) if index else ""
-        inputs = fingerprint.stage_inputs(
-            path, self._values_of(path.stem), earlier, Path(fingerprint.__file__).parents[1]
-        )
-        self.inputs[path.stem] = inputs
-        return fingerprint.why_run(self.folder, path.stem, self.manifest["stages"].get(path.stem), inputs)
+        """Why a stage has to run, or "", as code, data and earlier stages are now."""
+        path, records = self.stages[index], self.manifest["stages"]
+        earlier: dict[str, str] = {}
+        for before in self.stages[:index]:
+            if record := records.get(before.stem):
+                record["contents"] = fingerprint.contents(
+                    self.folder, record.get("artefacts", ()), record.get("contents", {})
+                )
+                earlier |= {name: state[-1] for name, state in record["contents"].items()}
+        reach = fingerprint.reached(path, Sources(Path(fingerprint.__file__).parents[1]))
+        inputs = fingerprint.stage_inputs(path, self._values_of(path.stem), earlier, reach)
+        self.inputs[path.stem], self.packages[path.stem] = inputs, reach.packages
+        return fingerprint.why_run(self.folder, path.stem, records.get(path.stem), inputs)
 
     def _values_of(self, stage: str) -> dict:
         return {name: self.values[name] for name, parameter in self.schema.items() if stage in parameter.notebooks}
 
     def _discard(self, wiped: range) -> None:
-        """Delete what some stages left; results of the stages after them no longer stand."""
-        records = self.manifest["stages"]
-        for index, path in enumerate(self.stages):
-            if index in wiped:
-                fingerprint.wipe(self.folder, path.stem, records.pop(path.stem, None))
-            elif index > wiped[0] and path.stem in records:
-                records[path.stem]["status"] = "outdated"
+        """Delete what some stages left."""
+        for index in wiped:
+            stage = self.stages[index].stem
+            fingerprint.wipe(self.folder, stage, self.manifest["stages"].pop(stage, None))
         self._save()
 
     def _save(self) -> None:
@@ -158,21 +161,24 @@ class Runner:
         path, stage = self.stages[index], self.stages[index].stem
         inputs, earlier = self.inputs[stage], self.manifest["stages"].get(stage)
         if not earlier or earlier["status"] not in ("running", "failed") or earlier["inputs"] != inputs:
-            fingerprint.wipe(self.folder, stage, earlier)  # else: an interrupted stage goes on from its checkpoints
+            fingerprint.set_aside(self.folder, stage, earlier)  # else it was interrupted: it goes on where it was
         entry = {
             "status": "running",
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
-            "digest": fingerprint.stage_digest(inputs),
+            "digest": digest(inputs),
             "inputs": inputs,
             "parameters": self._values_of(stage),
+            "environment": fingerprint.environment(self.root, self.packages[stage]),
         }
         self.manifest["stages"][stage] = entry
         self._save()
         before, begin = fingerprint.snapshot(self.folder), time.monotonic()
+        since = (self.folder / "manifest.json").stat().st_mtime  # by the clock of this file system
         try:
             with PeakMemory() as memory:
                 _execute(self.root, path, self.folder / f"{stage}.ipynb", entry["parameters"])
             entry["status"] = "finished"
+            fingerprint.clear(self.folder, stage, since)
         except RunError:
             entry["status"] = "failed"
             raise
