@@ -15,7 +15,8 @@ from recipe_lib.training import fit
 
 FILES = {
     "__init__.py": "",
-    "plots.py": "import matplotlib\nCOLOUR = 'red'\ndef curves():\n    return COLOUR\ndef bars():\n    return matplotlib\n",
+    "plots.py": "import matplotlib\nCOLOUR = 'red'\ndef curves():\n    return COLOUR\n"
+    "def bars():\n    return matplotlib\n",
     "fit.py": "from .losses import triplet\nimport torch as t\nRATE = 1\n"
     "def fit(system):\n    return triplet(RATE), t\ndef unused():\n    return 2\n",
     "losses/__init__.py": "from lib.losses.triplet import triplet\nfrom lib.losses.circle import circle\n",
@@ -26,7 +27,7 @@ FILES = {
     "systems/__init__.py": "",
     "systems/ht.py": "class System:\n    width = 1\n",
     "systems/acme.py": "import scipy\nclass System:\n    width = scipy.pi\n",
-    "tables.py": "from pathlib import Path\ndef foods():\n    return Path(__file__).with_name('foods.csv').read_text()\n",
+    "tables.py": "from pathlib import Path\ndef foods():\n    return Path(__file__).with_name('foods.csv')\n",
     "foods.csv": "tomato",
     "other.csv": "salt",
     "register.py": "ALL = {}\ndef known(f):\n    ALL[f.__name__] = f\n    return f\n",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,9 +14,10 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
+from nbclient import NotebookClient
 
-from recipe_lib.reachable import Sources
-from recipe_lib.runner import fingerprint
+from recipe_lib.reachable import Reach, Sources
+from recipe_lib.runner import fingerprint, stages
 from recipe_lib.runner.run import main
 
 REPOSITORY = Path(__file__).parents[2]
@@ -193,6 +195,56 @@ def test_studies_and_outputs_are_apart(tiny_study, tmp_path, monkeypatch, capsys
     assert "study other: 3 notebooks -> ../../else where/other\n" in capsys.readouterr().out
     text = (tmp_path / "else where/other/results.csv").read_text()
     assert text.endswith("3 Falseo,1.5\n") and not (tiny_study / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "concerned"),
+    [
+        ("plots.py", "COLOURS = {", "COLOURS = {'new': 'red', ", "04 05"),
+        ("plots.py", '"""', '"""Edited. ', ""),
+        ("losses/triplet.py", "    return ", "    return 2 * ", "02 04 training"),
+        ("losses/triplet.py", "    return ", "    # the loss\n    return ", ""),
+        ("runner/stages.py", "def ", "def edited():\n    return 1\n\n\ndef ", ""),
+        ("data/looks.py", "import numpy as np", "import numpy as np\n\nprint(1)", "01"),
+    ],
+)
+def test_an_edit_concerns_the_stages_and_trainings_that_use_it(tmp_path, file, old, new, concerned):
+    package = tmp_path / "recipe_lib"
+    shutil.copytree(REPOSITORY / "recipe_lib", package, ignore=shutil.ignore_patterns("__pycache__"))
+    notebooks = sorted((REPOSITORY / "notebooks").glob("0[1-5]*.ipynb"))
+
+    def states() -> dict[str, dict]:
+        sources = Sources(package)
+        library = {path.stem[:2]: fingerprint.reached(path, sources).state() for path in notebooks}
+        return library | {"training": Reach(sources).name("recipe_lib.training", "fit").state()}
+
+    before = states()
+    path = package / file
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    changed = {name for name, state in states().items() if state != before[name]}
+    assert changed == set(concerned.split())
+
+
+def test_the_kernel_keeps_the_users_threads_and_says_nothing_of_widgets(monkeypatch):
+    names = (*stages.OPENMP, "PYTHONWARNINGS", "JUPYTER_PATH")
+    for name in names:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+    def seen(cell: str) -> str:
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell)])
+        with stages.kernel():
+            NotebookClient(notebook, kernel_name="python3").execute()
+        return "".join(output["text"] for output in notebook.cells[0].outputs)
+
+    show = f"import os\nprint([os.environ.get(name) for name in {names[:3]}])"
+    assert seen(show) == f"{[None, None, '10000']}\n"
+    for name, value in zip(names, ("3", "active", "7"), strict=False):
+        monkeypatch.setenv(name, value)
+    assert seen(show) == f"{['3', 'active', '7']}\n"
+    assert seen("import tqdm.auto\nprint('quiet')") == "quiet\n"
 
 
 # ---- what is replaced ----
