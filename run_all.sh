@@ -76,7 +76,7 @@ choose_python() {
 case "${1:-}" in
 -h | --help)
   python="$(find_python)" # the help needs no environment
-  PYTHONPATH="$here" exec "$python" -P -m recipe_lib.run --help
+  PYTHONPATH="$here" exec "$python" -P -m recipe_lib.runner.run --help
   ;;
 test)
   shift
@@ -95,11 +95,14 @@ bench)
 lab)
   shift
   choose_python
+  # As the runner sets them for its kernels (stages.py).
+  export PYTHONWARNINGS="${PYTHONWARNINGS:+$PYTHONWARNINGS,}ignore:IProgress not found"
+  [ -n "${OMP_WAIT_POLICY:-}${GOMP_SPINCOUNT:-}${KMP_BLOCKTIME:-}" ] || export GOMP_SPINCOUNT=10000
   exec "$python" -m jupyterlab --ServerApp.root_dir="$here" --LabApp.default_url=/lab/tree/notebooks "$@"
   ;;
 *)
   choose_python
   # -P: a recipe_lib folder where the caller stands, in another clone, must not be taken for this one.
-  CAUSAL_KITCHEN_ROOT="$here" exec "$python" -P -m recipe_lib.run "$@"
+  CAUSAL_KITCHEN_ROOT="$here" exec "$python" -P -m recipe_lib.runner.run "$@"
   ;;
 esac

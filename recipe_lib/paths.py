@@ -50,7 +50,7 @@ def study_dir(study: str) -> Path:
     return resolve(os.environ.get("CAUSAL_KITCHEN_OUTPUTS") or "outputs") / study
 
 
-def write_text(path: Path, text: str) -> None:
+def atomic_write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(text, encoding="utf-8")

@@ -9,7 +9,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 
 from recipe_lib.models import RetrievalSystem, SystemConfig
-from recipe_lib.paths import write_text
+from recipe_lib.paths import atomic_write_text
 
 
 def save_system(system: RetrievalSystem, folder: Path) -> None:
@@ -18,7 +18,7 @@ def save_system(system: RetrievalSystem, folder: Path) -> None:
     partial = folder / "model.partial"
     save_file(weights, partial)
     os.replace(partial, folder / "model.safetensors")
-    write_text(folder / "system.json", json.dumps(system.config.to_dict(), indent=1))
+    atomic_write_text(folder / "system.json", json.dumps(system.config.to_dict(), indent=1))
 
 
 def load_system(folder: Path) -> RetrievalSystem:

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
+from recipe_lib import devices
 from recipe_lib.data.loading import segment_pixels
 from recipe_lib.data.store import Split
 from recipe_lib.models import RetrievalSystem
-from recipe_lib.paths import write_text
+from recipe_lib.paths import atomic_write_text
+from recipe_lib.reachable import code_digest
 
 BATCH = 256  # segments encoded together
 FLUSH = 200  # batches that a kill can lose
@@ -34,13 +36,15 @@ def segment_features(system: RetrievalSystem, split: Split, folder: Path, *, fir
     encoder = system.segment_encoder
     counts = split.segment_counts
     photos = split.photo_start[:-1] if first_only else np.arange(len(counts))
-    state = hashlib.sha256(f"{split.extras['segments']['sha256']} {split.name} {first_only}".encode())
+    code = code_digest(type(encoder), segment_pixels)
+    state = hashlib.sha256(f"{split.extras['segments']['sha256']} {split.name} {first_only} {code}".encode())
     for value in (*encoder.tower.state_dict().values(), *encoder.state_dict().values()):
         state.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     path = folder / f"segments-{split.name}-{state.hexdigest()[:16]}.npy"
     if path.is_file():
+        path.touch()  # the runner clears away what no notebook uses any more
         return path
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = devices.device()
     encoder.to(device).tower.to(device)
     partial = path.with_suffix(".partial")
     shape = (len(photos), max(1, int(counts.max(initial=0))), encoder.tower.dim)
@@ -54,7 +58,7 @@ def segment_features(system: RetrievalSystem, split: Split, folder: Path, *, fir
     for number, start in enumerate(shown):
         if number and number % FLUSH == 0:
             features.flush()
-            write_text(finished, str(start))
+            atomic_write_text(finished, str(start))
         pixels, mask = segment_pixels(split, photos[start : start + step], shape[1])
         if mask.any():
             encoded = encoder.features(pixels[mask].to(device)).float().cpu().numpy()

@@ -30,12 +30,13 @@ from timm.layers import convert_sync_batchnorm
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from recipe_lib import distributed
+from recipe_lib import devices, distributed, previous
 from recipe_lib.data.loading import Batch, InOrder, PairedBatches, StudyDataset, loader
 from recipe_lib.data.store import TEXT_ONLY, Store
 from recipe_lib.losses import asymmetric_loss, circle_loss, triplet_loss
 from recipe_lib.models import RetrievalSystem
-from recipe_lib.paths import write_text
+from recipe_lib.paths import atomic_write_text
+from recipe_lib.reachable import code_digest
 from recipe_lib.retrieval.metrics import evaluate, mean_cosine
 from recipe_lib.saving import load_system, save_system
 from recipe_lib.segment_features import load_features, segment_features
@@ -277,7 +278,9 @@ class Recorder(Checkpoint):
 def train(
     system: RetrievalSystem, store: Store, config: TrainingConfig, folder: Path, *, kept: Path | None = None
 ) -> pd.DataFrame:
-    """Train, or go on where a killed run of the same system, data and parameters stopped.
+    """Train, or go on where a killed run of the same fingerprint stopped; one that is finished is not trained again.
+
+    What another training left in the folder moves aside, and comes back when it is asked for again (`previous`).
 
     Leaves `model.safetensors`, `system.json` (best weights by `select_by`) and `history.csv` in `folder`, and the
     best weights in `system`. With more than one device the processes of `distributed` do the same, and this waits.
@@ -292,25 +295,39 @@ def train(
         RuntimeError: a process on one of several devices failed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    started_as = fingerprint(system, store, config)
-    resume = _resumable(folder / "last.ckpt", started_as)
-    write_text(folder / "started.json", json.dumps({"fingerprint": started_as}))
+    if previous.claim(folder, fingerprint(system, store, config)):
+        print("what was trained here with other parameters, data or code is moved aside: training starts anew")
+    if (folder / "history.csv").is_file():
+        print("already trained: the weights are kept")
+        return _finished(system, folder)
+    resume = folder / "last.ckpt"
+    resume = resume if resume.is_file() else None
+    if resume:
+        print(f"resuming from {resume.name}")
     segments = None
     if system.segment_encoder is not None and system.segment_encoder.adapters is None:
         segments = segment_features(system, store.split("train"), kept or folder)
     if config.world == 1:
-        return fit(system, store, config, folder, resume, segments)
+        history = fit(system, store, config, folder, resume, segments)
+        previous.prune(folder)
+        return history
     job = folder / "job"
     shutil.rmtree(job, ignore_errors=True)
     job.mkdir()
     save_system(system, job)
     paths = {"store": store.folder, "folder": folder, "resume": resume, "segments": segments}
     task = {"training": asdict(config)} | {name: path and str(path.resolve()) for name, path in paths.items()}
-    write_text(job / "job.json", json.dumps(task))
+    atomic_write_text(job / "job.json", json.dumps(task))
     distributed.launch(job.resolve(), config.devices, config.num_nodes)
     shutil.rmtree(job)
+    previous.prune(folder)
+    return _finished(system, folder)
+
+
+def _finished(system: RetrievalSystem, folder: Path) -> pd.DataFrame:
+    """The history that a finished training left, digit for digit; its weights go into the system."""
     system.load_state_dict(load_file(folder / "model.safetensors"))
-    return pd.read_csv(folder / "history.csv")
+    return pd.read_csv(folder / "history.csv", float_precision="round_trip")
 
 
 def fit_job(job: Path) -> None:
@@ -339,7 +356,7 @@ def fit(
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is free to differ from run to run
     torch.use_deterministic_algorithms(True, warn_only=True)  # on a GPU fused attention has no such backward
     torch.utils.deterministic.fill_uninitialized_memory = False
-    if config.world > 1 and torch.cuda.is_available():
+    if config.world > 1 and devices.device() == "cuda":
         # torch has none for CPUs. timm's, for torch's own drops the activation of timm's BatchNormAct2d.
         system = convert_sync_batchnorm(system).train()  # what is frozen goes back to evaluation mode
     recorder = Recorder(folder / "last.ckpt", config)
@@ -358,7 +375,7 @@ def fit(
     if trainer.is_global_zero:
         system.load_state_dict(recorder.best)
         save_system(system, folder)
-        write_text(folder / "history.csv", history.to_csv(index=False))
+        atomic_write_text(folder / "history.csv", history.to_csv(index=False))
     return history
 
 
@@ -376,15 +393,15 @@ def validate(system: RetrievalSystem, store: Store, config: TrainingConfig, fold
 
 def make_trainer(config: TrainingConfig, folder: Path, callbacks: list[Callback]) -> L.Trainer:
     """Lightning's Trainer in this process, alone or one of those that torchrun started."""
-    together: dict = {"accelerator": "auto", "plugins": [LightningEnvironment()]}  # whatever scheduler it runs under
+    together: dict = {"plugins": [LightningEnvironment()]}  # whatever scheduler it runs under
     if config.world > 1:
         together = {
-            "accelerator": "cuda" if torch.cuda.is_available() else "cpu",
             "plugins": [TorchElasticEnvironment()],
             # A text-only batch leaves the image encoder unused.
             "strategy": DDPStrategy(find_unused_parameters=True),
         }
     return L.Trainer(
+        accelerator=devices.device(),
         max_epochs=config.epochs,
         precision=config.precision,
         devices=config.devices,
@@ -430,24 +447,17 @@ def _loaders(
     )
 
 
+# Of these only the number of processes that train together, devices x machines, changes a number.
+_NO_NUMBER = ("num_workers", "devices", "num_nodes")
+
+
 def fingerprint(system: RetrievalSystem, store: Store, config: TrainingConfig) -> str:
-    """Digest of all that a training run follows from: start weights, parameters, data card."""
-    digest = hashlib.sha256(json.dumps([asdict(config), system.config.to_dict(), store.card], sort_keys=True).encode())
+    """Digest of all that a training follows from: start weights, parameters, data card, the code that trains."""
+    counted = {name: value for name, value in asdict(config).items() if name not in _NO_NUMBER}
+    code = code_digest(fit, segment_features, type(system))
+    made_from = [counted | {"world": config.world}, system.config.to_dict(), store.card, code]
+    digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode())
     for name, value in sorted(system.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def _resumable(path: Path, started_as: str) -> Path | None:
-    """The checkpoint to go on from; none where the run that left it was another one."""
-    started = path.with_name("started.json")
-    if not (path.is_file() and started.is_file()):
-        path.unlink(missing_ok=True)
-        return None
-    if json.loads(started.read_text())["fingerprint"] != started_as:
-        print("the checkpoint here belongs to other parameters or data: training starts anew")
-        path.unlink()
-        return None
-    print(f"resuming from {path.name}")
-    return path

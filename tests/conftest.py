@@ -74,7 +74,7 @@ def tiny_study(tmp_path, monkeypatch) -> Path:
     (root / "params/kitchen.yaml").write_text("# the default\nseed: 3\n")
     monkeypatch.chdir(root)
     # main() sets these; monkeypatch remembers what they were and puts it back.
-    for name in ("CAUSAL_KITCHEN_ROOT", "CAUSAL_KITCHEN_OUTPUTS", "JUPYTER_PATH", "OMP_NUM_THREADS"):
+    for name in ("CAUSAL_KITCHEN_ROOT", "CAUSAL_KITCHEN_OUTPUTS", "JUPYTER_PATH"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     handler = signal.getsignal(signal.SIGTERM)

@@ -26,8 +26,8 @@ from recipe_lib.data.loading import PairedBatches, StudyDataset, loader
 from recipe_lib.data.store import Store
 from recipe_lib.evaluation.scores import encode
 from recipe_lib.models import VARIANTS, RetrievalSystem, SystemConfig
-from recipe_lib.params import ParamsError, declared, load
 from recipe_lib.retrieval.metrics import evaluate
+from recipe_lib.runner.params import ParamsError, declared, load
 from recipe_lib.saving import load_system
 from recipe_lib.training import TrainingConfig, TrainingTask, make_trainer, train
 

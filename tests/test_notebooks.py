@@ -17,6 +17,7 @@ import pytest
 from recipe_lib.data.kitchen import KitchenConfig, cook
 from recipe_lib.data.store import Store
 from recipe_lib.evaluation.scores import COLUMNS
+from recipe_lib.runner.stages import quiet, waiting
 from tests.layouts import write_recipe1m
 
 ROOT = Path(__file__).parent.parent
@@ -24,7 +25,7 @@ STAGES = [path.stem for path in sorted((ROOT / "notebooks").glob("0*.ipynb"))]
 
 
 def run(outputs: Path, *args: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "recipe_lib.run", *args, "--outputs", str(outputs)]
+    command = [sys.executable, "-m", "recipe_lib.runner.run", *args, "--outputs", str(outputs)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
@@ -91,6 +92,7 @@ def test_executed_notebooks_are_quiet(smoke):
         for cell in nbformat.read(smoke / f"{stage}.ipynb", as_version=4).cells:
             for output in cell.get("outputs", []):
                 assert output.output_type != "error"
+                assert "IProgress" not in output.get("text", ""), "tqdm has no widgets here, and needs none"
                 assert len(output.get("text", "").splitlines()) < 80, (stage, output.text[:300])
 
 
@@ -108,6 +110,7 @@ def test_a_second_execution_gives_the_same_outputs(smoke, tmp_path):
         shutil.copy(smoke / f"{stage}.ipynb", again)
     notebooks = [str(again / f"{stage}.ipynb") for stage in STAGES]
     environment = os.environ | {"CAUSAL_KITCHEN_ROOT": str(ROOT), "CAUSAL_KITCHEN_OUTPUTS": str(tmp_path)}
+    environment |= waiting(os.environ) | {"PYTHONWARNINGS": quiet(os.environ)}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "--nbval", "-q", "-p", "no:cacheprovider", f"--rootdir={again}", *notebooks],
         cwd=again, env=environment, capture_output=True, text=True,

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from recipe_lib import previous, training
 from recipe_lib.evaluation.scores import encode
 from recipe_lib.losses import circle_loss
 from recipe_lib.models import VARIANTS, RetrievalSystem, attach, bare_towers, parameter_table
@@ -99,6 +100,81 @@ def test_a_checkpoint_of_other_parameters_is_not_taken_up(tiny_store, tiny_confi
     train(fresh(tiny_config), tiny_store, replace(CONFIG, epochs=1), tmp_path)
     history = train(fresh(tiny_config), tiny_store, replace(CONFIG, epochs=1, margin=0.2), tmp_path)
     assert "training starts anew" in capsys.readouterr().out and len(history) == 1
+
+
+def weights(folder):
+    return (folder / "model.safetensors").read_bytes(), (folder / "history.csv").read_text()
+
+
+def test_what_is_trained_is_kept_until_code_data_or_parameters_change(tiny_store, tiny_config, tmp_path, monkeypatch):
+    one = replace(CONFIG, epochs=1)
+    history = train(fresh(tiny_config), tiny_store, one, tmp_path)
+    kept, fitted = weights(tmp_path), []
+    code = real = training.code_digest(training.fit, training.segment_features, RetrievalSystem)
+    monkeypatch.setattr(training, "fit", lambda *args: fitted.append(args))
+    monkeypatch.setattr(training, "code_digest", lambda *_: code)
+    system = fresh(tiny_config)
+    again = train(system, tiny_store, replace(one, num_workers=2), tmp_path)
+    pd.testing.assert_frame_equal(again, history, check_exact=True)
+    assert not fitted and weights(tmp_path) == kept
+    assert all(torch.equal(v, system.state_dict()[k]) for k, v in load_file(tmp_path / "model.safetensors").items())
+    code = "another loss"
+    train(fresh(tiny_config), tiny_store, one, tmp_path)
+    assert len(fitted) == 1 and not (tmp_path / "last.ckpt").exists()
+    code = real
+    train(fresh(tiny_config), tiny_store, one, tmp_path)
+    assert len(fitted) == 1 and weights(tmp_path) == kept, "the weights of before came back"
+
+
+def test_replaced_trainings_move_aside_and_come_back(tiny_store, tiny_config, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("CAUSAL_KITCHEN_OUTPUTS", str(tmp_path))
+    folder, aside = tmp_path / "study/02_train", tmp_path / "study/.previous/trained/02_train"
+    seeds = [replace(CONFIG, epochs=1, seed=seed) for seed in (1, 2, 3)]
+    train(fresh(tiny_config), tiny_store, seeds[0], folder)
+    first = weights(folder)
+    train(fresh(tiny_config), tiny_store, seeds[1], folder)
+    second = weights(folder)
+    (moved,) = aside.iterdir()
+    assert weights(moved) == first != second and (moved / "last.ckpt").is_file()
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    # A training that is stopped at once replaces nothing for good.
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(training, "fit", stopped)
+        train(fresh(tiny_config), tiny_store, seeds[2], folder)
+    assert {weights(path) for path in aside.iterdir()} == {first, second}
+    capsys.readouterr()
+    train(fresh(tiny_config), tiny_store, seeds[0], folder)
+    said = capsys.readouterr().out
+    assert "already trained" in said and "epoch" not in said and weights(folder) == first
+    # When a new one is finished, the last finished one that it replaced stays.
+    train(fresh(tiny_config), tiny_store, seeds[2], folder)
+    assert [weights(path) for path in aside.iterdir()] == [first]
+
+
+def test_a_move_that_was_cut_off_is_carried_through(tmp_path, monkeypatch):
+    monkeypatch.setenv("CAUSAL_KITCHEN_OUTPUTS", str(tmp_path))
+    folder = tmp_path / "study/02_train"
+    folder.mkdir(parents=True)
+    for name in previous.TRAINING:
+        (folder / name).write_text(json.dumps({"fingerprint": "a"}))
+    aside = previous.place(folder) / "weights-a"
+    aside.mkdir(parents=True)
+    (folder / "history.csv").replace(aside / "history.csv")  # killed after the first file
+    assert not previous.claim(folder, "a") and not aside.exists()
+    assert {path.name for path in folder.iterdir()} == set(previous.TRAINING)
+    assert previous.claim(folder, "b")
+    assert {path.name for path in folder.iterdir()} == {"started.json"}
+    assert previous.claim(folder, "a"), "what was started as b moves, a comes back"
+    assert {path.name for path in folder.iterdir()} == set(previous.TRAINING)
+
+
+def test_a_checkpoint_without_a_record_moves_and_is_not_deleted(tiny_store, tiny_config, tmp_path):
+    (tmp_path / "last.ckpt").write_text("of an unknown training")
+    train(fresh(tiny_config), tiny_store, replace(CONFIG, epochs=1), tmp_path)
+    assert (tmp_path / ".previous/weights-unknown/last.ckpt").read_text() == "of an unknown training"
 
 
 def test_text_only_recipes_train_the_recipe_encoder(tiny_store, tiny_config, tmp_path):

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from recipe_lib.data.clip_text import CONTEXT, clip_ids
 from recipe_lib.data.cues import describe_cues
@@ -29,7 +29,8 @@ from recipe_lib.data.parallel import Workers
 from recipe_lib.data.segments import Rank, SamSegmenter, Segment, cut, superpixel_segments
 from recipe_lib.data.shards import digest, finished, nested, parquet, save
 from recipe_lib.data.store import TEXT_ONLY
-from recipe_lib.paths import write_text
+from recipe_lib.paths import atomic_write_text
+from recipe_lib.reachable import code_digest
 
 CHUNK = 64  # photos whose segments are written together: what a kill can lose
 TEXT = ["id", "title", "ingredients", "instructions"]
@@ -100,8 +101,9 @@ def _splits(folder: Path, number: int) -> list[str]:
     return [split for split in record["recipes"] if split != TEXT_ONLY]
 
 
-def _made_from(folder: Path, number: int, *settings: str) -> str:
-    return digest((folder / "shards" / f"{number:05d}.json").read_text("utf-8"), *settings)
+def _made_from(maker: Callable, folder: Path, number: int, *settings: str) -> str:
+    recipes = (folder / "shards" / f"{number:05d}.json").read_text("utf-8")
+    return digest(code_digest(maker), recipes, *settings)
 
 
 def _note(folder: Path, name: str, records: list[dict], facts: dict) -> dict:
@@ -109,7 +111,7 @@ def _note(folder: Path, name: str, records: list[dict], facts: dict) -> dict:
     card = json.loads((folder / "card.json").read_text("utf-8"))
     files = sorted(pair for record in records for pair in record["files"].items())
     card[name] = facts | {"sha256": digest(*(f"{file} {sha}" for file, sha in files))}
-    write_text(folder / "card.json", json.dumps(card, indent=1, ensure_ascii=False))
+    atomic_write_text(folder / "card.json", json.dumps(card, indent=1, ensure_ascii=False))
     return card
 
 
@@ -125,9 +127,8 @@ def _text(folder: Path, numbers: list[int]) -> Iterator[tuple]:
 
 def _describe_shard(folder: Path, number: int) -> dict:
     told = ((id_, describe_cues(*recipe), "cues") for id_, *recipe in _text(folder, [number]))
-    return finished(_record(folder, number), _made_from(folder, number, "cues"), folder) or _write_descriptions(
-        folder, number, told, "cues"
-    )
+    made_from = _made_from(_describe_shard, folder, number, "cues")
+    return finished(_record(folder, number), made_from, folder) or _write_descriptions(folder, number, told, "cues")
 
 
 def _record(folder: Path, number: int) -> Path:
@@ -136,7 +137,7 @@ def _record(folder: Path, number: int) -> Path:
 
 def _write_descriptions(folder: Path, number: int, told: Iterator[tuple[str, str, str]], made_by: str = "") -> dict:
     """Take a shard's descriptions from `told`, (id, text, source) in the order of its recipes."""
-    made_from = _made_from(folder, number, made_by)
+    made_from = _made_from(_describe_shard, folder, number, made_by)
     record = {"made_from": made_from, "files": {}, "sources": {}}
     for split in _splits(folder, number):
         name = f"{split}/{number:05d}"
@@ -148,7 +149,7 @@ def _write_descriptions(folder: Path, number: int, told: Iterator[tuple[str, str
         ids = nested(starts, pa.array([id_ for row in tokens for id_ in row], pa.int32()))
         table = pa.table({"text": list(texts), "source": list(sources), "tokens": ids})
         record["files"][f"{name}.descriptions.parquet"] = save(folder / f"{name}.descriptions.parquet", parquet(table))
-    write_text(_record(folder, number), json.dumps(record))
+    atomic_write_text(_record(folder, number), json.dumps(record))
     return record
 
 
@@ -163,7 +164,9 @@ def _segment_shard(
     folder: Path, number: int, n: int, size: int, sam: SamSegmenter | None = None, rank: Rank | None = None
 ) -> dict:
     path = folder / "shards" / f"{number:05d}.segments.json"
-    made_from = _made_from(folder, number, str(sam or "superpixels"), str(rank or "rule"), str(n), str(size))
+    made_from = _made_from(
+        _segment_shard, folder, number, str(sam or "superpixels"), str(rank or "rule"), str(n), str(size)
+    )
     if record := finished(path, made_from, folder):
         return record
     record = {"made_from": made_from, "files": {}, "photos": 0, "segments": 0, "photos_without": 0}
@@ -187,7 +190,7 @@ def _segment_shard(
         table = pa.table({"segment_bytes": pa.array(sizes, pa.list_(pa.int64()))})
         record["files"][f"{name}.segments.parquet"] = save(folder / f"{name}.segments.parquet", parquet(table))
         record["files"][f"{name}.segments.jpegs"] = save(folder / f"{name}.segments.jpegs", b"".join(jpegs))
-    write_text(path, json.dumps(record))
+    atomic_write_text(path, json.dumps(record))
     shutil.rmtree(parts, ignore_errors=True)
     return record
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from recipe_lib.data.cues import describe_cues
 from recipe_lib.data.recipe import DataError

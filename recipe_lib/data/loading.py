@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from recipe_lib import devices
 from recipe_lib.data.images import RandAugment, decode_jpeg
 from recipe_lib.data.store import Split
 from recipe_lib.data.text import PAD
@@ -269,7 +270,7 @@ def loader(dataset: StudyDataset, sampler: Sampler[Draw], workers: int = 0) -> D
         batch_size=None,
         sampler=sampler,
         num_workers=workers,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=devices.device() == "cuda",
         persistent_workers=workers > 0,
         # Its own: from the global one it would draw a number an epoch, and a resumed run would drop out other units.
         generator=torch.Generator(),

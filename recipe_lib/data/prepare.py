@@ -21,7 +21,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 from tokenizers import Tokenizer
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from recipe_lib.data.clip_text import VOCABULARY, clip_ids
 from recipe_lib.data.images import ImageError, read_image, to_jpeg
@@ -31,7 +31,8 @@ from recipe_lib.data.recipe import DataError, Recipe
 from recipe_lib.data.shards import digest, finished, nested, parquet, remove, save
 from recipe_lib.data.store import TEXT_ONLY
 from recipe_lib.data.text import SentenceEncoder, word_tokenizer
-from recipe_lib.paths import write_text
+from recipe_lib.paths import atomic_write_text
+from recipe_lib.reachable import code_digest
 
 SHARD = 2048  # recipes of the source a shard; they may go to several splits
 
@@ -99,7 +100,7 @@ def prepare(
         unfinished.unlink()
     with Workers(workers) as pool:
         card = _write_store(recipes, partial, config, classes, pool)
-    write_text(partial / "card.json", json.dumps(card, indent=1, ensure_ascii=False))
+    atomic_write_text(partial / "card.json", json.dumps(card, indent=1, ensure_ascii=False))
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.replace(old)
@@ -130,7 +131,7 @@ def _write_store(
         classes = classes.recounted(recipes_with)
     else:
         classes = IngredientClasses.from_counts(recipes_with, config.ingredient_classes)
-    write_text(folder / "tokenizer.json", tokenizer.to_str())
+    atomic_write_text(folder / "tokenizer.json", tokenizer.to_str())
     classes.save(folder / "classes.csv")
 
     jobs = [(folder, number, tokenizer.to_str(), classes, config) for number in range(len(records))]
@@ -140,7 +141,7 @@ def _write_store(
         )
     )
     skipped = [line for record in records for line in record["skipped"]]
-    write_text(folder / "left_out.txt", "".join(line + "\n" for line in skipped))
+    atomic_write_text(folder / "left_out.txt", "".join(line + "\n" for line in skipped))
     first = min(folder.glob("train/*.recipes.parquet"))
     examples = pq.read_table(first, columns=["title"])["title"][:5].to_pylist()
     return {
@@ -176,8 +177,11 @@ def _shards(recipes: Iterable[Recipe]) -> Iterator[list[Recipe]]:
 
 def _write_recipes(folder: Path, number: int, recipes: list[Recipe], config: StoreConfig) -> dict:
     """Text and photos of a shard, a pair of files for each of its splits. Returns the shard's record."""
-    photo = f"{config.image_size} {config.image_filter} {config.jpeg_quality}"
-    path, made_from = folder / "shards" / f"{number:05d}.json", digest(photo, *map(_state, recipes))
+    path, photo = (
+        folder / "shards" / f"{number:05d}.json",
+        f"{config.image_size} {config.image_filter} {config.jpeg_quality}",
+    )
+    made_from = digest(code_digest(_write_recipes), photo, *map(_state, recipes))
     if record := finished(path, made_from, folder):
         return record
     remove(folder, lambda other: other == number)
@@ -218,7 +222,7 @@ def _write_recipes(folder: Path, number: int, recipes: list[Recipe], config: Sto
         record["files"][f"{name}.recipes.parquet"] = save(folder / f"{name}.recipes.parquet", parquet(table))
         if photos[split]:
             record["files"][f"{name}.jpegs"] = save(folder / f"{name}.jpegs", b"".join(photos[split]))
-    write_text(path, json.dumps(record))
+    atomic_write_text(path, json.dumps(record))
     return record
 
 
@@ -256,7 +260,8 @@ def _write_tokens(folder: Path, number: int, tokenizer: str, classes: Ingredient
     """Token ids and labels beside the recipes. Sentence 0 is the title, then come ingredient lines, then steps."""
     path, recipes = (folder / "shards" / f"{number:05d}{end}.json" for end in (".tokens", ""))
     limits = f"{config.max_sentences} {config.max_tokens} {config.text_tokens}"
-    made_from = digest(recipes.read_text("utf-8"), tokenizer, limits, *classes.names, json.dumps(classes.aliases))
+    code, aliases = code_digest(_write_tokens), json.dumps(classes.aliases)
+    made_from = digest(code, recipes.read_text("utf-8"), tokenizer, limits, *classes.names, aliases)
     if record := finished(path, made_from, folder):
         return record
     encode = _encoder(tokenizer, config.max_tokens)
@@ -291,7 +296,7 @@ def _write_tokens(folder: Path, number: int, tokenizer: str, classes: Ingredient
         }
         name = f"{split}/{number:05d}.tokens.parquet"
         record["files"][name] = save(folder / name, parquet(pa.table(columns)))
-    write_text(path, json.dumps(record))
+    atomic_write_text(path, json.dumps(record))
     return record
 
 

@@ -15,13 +15,14 @@ import torch
 from sklearn.metrics import average_precision_score
 from torch import Tensor
 
+from recipe_lib import devices
 from recipe_lib.causal import corrupt_labels, ingredient_weights, permute_rows
 from recipe_lib.data.loading import InOrder, StudyDataset, loader, recipe_batch
 from recipe_lib.data.store import Split, study_store
 from recipe_lib.data.text import PAD
 from recipe_lib.losses import posterior
 from recipe_lib.models import RetrievalSystem
-from recipe_lib.paths import study_dir, write_text
+from recipe_lib.paths import atomic_write_text, study_dir
 from recipe_lib.retrieval.exact_ranks import Embeddings
 from recipe_lib.retrieval.metrics import bag_metrics, rank_bags
 from recipe_lib.saving import load_system
@@ -77,7 +78,7 @@ def encode(
     Args:
         kept: folder where features of segments are found or left; needed for systems that encode segments.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = devices.device()
     system = system.eval().to(device)
     parts = []
     for batch in loader(StudyDataset(split, crop), InOrder(len(split), batch_size), workers):
@@ -149,7 +150,7 @@ def distances(images: Tensor, recipes: Tensor, source: Encoded | None) -> dict[s
 @torch.inference_mode()
 def encode_recipes(system: RetrievalSystem, split: Split, batch_tokens: int = BATCH_TOKENS) -> Tensor:
     """Embeddings (N, D) of the recipes of a split in float32, on the CPU: each distinct sentence is encoded once."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = devices.device()
     encoder = system.eval().to(device).recipe_encoder
     if not hasattr(encoder, "join_sentences"):  # a recipe is one text
         rows = np.array_split(np.arange(len(split)), -(-len(split) // 256))
@@ -315,7 +316,7 @@ def ingredient_lines(
 
     Lines come sorted by their length; those of the same words are encoded once, and lie in one batch.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = devices.device()
     encoder = system.eval().to(device).recipe_encoder
     kept = split.positions >= 0  # lines beyond max_sentences were not tokenised
     if not kept.any():
@@ -334,8 +335,8 @@ def ingredient_lines(
 
 def write_results(folder: Path, results: pd.DataFrame, ranks: pd.DataFrame, metrics: dict) -> None:
     """results.csv, ranks.parquet and metrics.json of a study."""
-    write_text(folder / "results.csv", results.to_csv(index=False, float_format="%.6g"))
-    write_text(folder / "metrics.json", json.dumps(metrics, indent=1, allow_nan=False))
+    atomic_write_text(folder / "results.csv", results.to_csv(index=False, float_format="%.6g"))
+    atomic_write_text(folder / "metrics.json", json.dumps(metrics, indent=1, allow_nan=False))
     partial = folder / "ranks.partial"
     ranks.to_parquet(partial, index=False)
     os.replace(partial, folder / "ranks.parquet")

@@ -32,7 +32,7 @@ from recipe_lib.data.shards import digest
 from recipe_lib.data.store import Store
 from recipe_lib.evaluation.scores import distances, encode
 from recipe_lib.models import RetrievalSystem, SystemConfig, bare_towers, set_towers
-from recipe_lib.paths import study_dir, write_text
+from recipe_lib.paths import atomic_write_text, study_dir
 from recipe_lib.retrieval.intervals import mean_interval
 from recipe_lib.retrieval.metrics import cross_modal_ranks
 from recipe_lib.saving import load_system
@@ -139,7 +139,7 @@ def claim(folder: Path, settings: dict) -> None:
         other = ", ".join(name for name in settings if before.get(name) != settings[name])
         raise SystemExit(f"{folder}: its rows were made with other {other}; delete the folder or name another --folder")
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(settings))
+    atomic_write_text(path, json.dumps(settings))
 
 
 def summary(seeds: list[dict[str, Ranks]]) -> pd.DataFrame:
@@ -182,7 +182,7 @@ def main() -> None:
         found = summary(seeds)  # after each seed: the rest may be long
         print("\n" + table(found.to_dict("records")) + "\n", flush=True)
         if args.csv:
-            write_text(args.csv.resolve(), found.to_csv(index=False))
+            atomic_write_text(args.csv.resolve(), found.to_csv(index=False))
 
 
 if __name__ == "__main__":

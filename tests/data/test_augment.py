@@ -119,6 +119,26 @@ def test_what_is_finished_is_not_made_again_and_workers_change_nothing(folder, m
     assert add_segments(folder, 1, 56)["segments"]["segments"] < cards[0]["segments"]["segments"]
 
 
+def test_what_other_code_made_is_made_again(folder, monkeypatch):
+    def states():
+        return {
+            p.name: p.stat().st_ino for p in (folder / "train").iterdir() if ".segments" in p.name or ".desc" in p.name
+        }
+
+    def make():
+        add_descriptions(folder, None, folder / "cache", workers=1)
+        return add_segments(folder, 2, 32, workers=1)
+
+    real, edited = augment.code_digest, None
+    monkeypatch.setattr(augment, "code_digest", lambda maker: "edited" if maker.__name__ == edited else real(maker))
+    card, before = make(), states()
+    for edited, kind in (("_describe_shard", ".descriptions."), ("_segment_shard", ".segments.")):  # noqa: B007
+        assert make() == card, "the made-up edit changes no result"
+        after = states()
+        assert {name for name in before if after[name] != before[name]} >= {n for n in before if kind in n} != set()
+    assert before.keys() == after.keys()
+
+
 def test_interrupted_segments_go_on_within_the_shard(folder, monkeypatch):
     monkeypatch.setattr(augment, "CHUNK", 2)
     photos, limit = [], [3]

@@ -127,6 +127,30 @@ def test_photos_are_made_again_for_another_filter_or_quality(tmp_path, changed):
     assert files(tmp_path / "data")["train/00000.jpegs"] != before["train/00000.jpegs"]
 
 
+def test_shards_are_made_again_when_the_code_that_makes_them_changes(tmp_path, monkeypatch):
+    """By hand in JupyterLab too: no runner clears the folder there."""
+    module = sys.modules[prepare.__module__]
+    real = module.code_digest
+    edited = None
+
+    def code(*makers):
+        return "edited" if makers[0].__name__ == edited else real(*makers)
+
+    def inodes():
+        return {p.suffixes[0]: p.stat().st_ino for p in (tmp_path / "data/train").iterdir()}
+
+    monkeypatch.setattr(module, "code_digest", code)
+    first = prepare([recipe(0), *EVAL], tmp_path / "data", CONFIG, workers=1)
+    before = inodes()
+    edited = "_write_tokens"
+    assert prepare([recipe(0), *EVAL], tmp_path / "data", CONFIG, workers=1) == first
+    after = inodes()
+    assert after[".jpegs"] == before[".jpegs"] and after[".tokens"] != before[".tokens"]
+    edited = "_write_recipes"
+    assert prepare([recipe(0), *EVAL], tmp_path / "data", CONFIG, workers=1) == first
+    assert inodes()[".jpegs"] != before[".jpegs"]
+
+
 CHILD = """
 import sys
 from pathlib import Path

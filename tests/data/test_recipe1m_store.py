@@ -147,7 +147,7 @@ def test_the_command_ends_in_one_line_that_names_the_file(kitchen_layout, tmp_pa
     command = [
         sys.executable,
         "-m",
-        "recipe_lib.run",
+        "recipe_lib.runner.run",
         "params/smoke.yaml",
         "--only",
         "01",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,11 +14,13 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
+from nbclient import NotebookClient
 
-from recipe_lib import record
-from recipe_lib.run import main
+from recipe_lib.reachable import Reach, Sources
+from recipe_lib.runner import fingerprint, stages
+from recipe_lib.runner.run import main
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 STAGES = ["01_prepare", "02_train", "03_score"]
 
 
@@ -37,9 +39,15 @@ def manifest(root: Path, study: str = "kitchen") -> dict:
 def start(root: Path, *arguments: str, **options) -> subprocess.Popen:
     """The runner as a process of its own."""
     env = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    command = [sys.executable, "-m", "recipe_lib.run", *arguments]
+    command = [sys.executable, "-m", "recipe_lib.runner.run", *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, env=env, cwd=root, **pipes, **options)
+
+
+def inputs(root: Path, values: dict) -> dict[str, str]:
+    notebook = root / "notebooks/01_prepare.ipynb"
+    reach = fingerprint.reached(notebook, Sources(REPOSITORY / "recipe_lib"))
+    return fingerprint.stage_inputs(notebook, values, {}, reach)
 
 
 def edit_cell(path: Path, old: str, new: str) -> None:
@@ -61,9 +69,10 @@ def test_a_run_leaves_notebooks_results_manifest_and_report(tiny_study, capsys):
     assert (folder / "02_train/weights.txt").read_text() == "3 False", "the seed of params/kitchen.yaml"
     written = manifest(tiny_study)
     assert written["parameters"]["epochs"] == 3 and written["seeds"] == {"seed": 3}
-    assert written["environment"]["packages"]["numpy"] and written["environment"]["cpu_count"]
     train = written["stages"]["02_train"]
     assert train["status"] == "finished" and train["peak_memory_mb"] > 10
+    assert train["environment"]["cpu_count"] and train["environment"]["packages"] == {}, "it imports none"
+    assert list(written["stages"]["03_score"]["environment"]["packages"]) == ["pillow"]
     assert train["artefacts"] == {"02_train/checkpoint.txt": 1, "02_train/weights.txt": 7}
     assert set(written["stages"]["03_score"]["artefacts"]) == {
         *("03_score/recall_by_variant.png", "metrics.json", "results.csv")
@@ -77,6 +86,7 @@ def test_a_run_leaves_notebooks_results_manifest_and_report(tiny_study, capsys):
     assert 'href="02_train.html"' in page and not re.search(r"(src|href)=.?https?:", page)
     assert not re.search(r"(src|href)=.?https?:", (folder / "02_train.html").read_text())
     assert sorted(path.name for path in folder.iterdir() if path.name.startswith(".")) == [".lock"]
+    assert "environment" not in written, "a stage may have run with other versions than the one before"
 
 
 def test_a_second_run_skips_all_and_a_change_runs_what_depends_on_it(tiny_study, capsys):
@@ -113,11 +123,10 @@ def test_source_data_counts_by_name_size_and_time(tiny_study):
     assert ran(tiny_study) == []
     (source / "b.txt").write_text("2")
     main(["-p", "source_dir", "own"])
-    assert ran(tiny_study) == STAGES, "every stage rests on the data"
+    assert ran(tiny_study) == ["01_prepare"], "what it made of them is the same, byte for byte"
 
     def digest() -> str:
-        inputs = record.stage_inputs(tiny_study / "notebooks/01_prepare.ipynb", {"source_dir": "own"}, "", source)
-        return inputs["sources"]
+        return inputs(tiny_study, {"source_dir": "own"})["sources"]
 
     seen = {digest()}
     os.utime(source / "b.txt", ns=(1, 1))
@@ -135,7 +144,7 @@ def test_what_is_read_of_other_studies_counts(tiny_study, monkeypatch):
 
     def digest() -> str:
         values = {"compare_with": ["one", "two"], "distances_from": "one"}
-        return record.stage_inputs(tiny_study / "notebooks/01_prepare.ipynb", values, "", tiny_study)["sources"]
+        return inputs(tiny_study, values)["sources"]
 
     seen = {digest()}
     for name in ("two/ranks.parquet", "one/02_baseline_training/model.safetensors", "one/ranks.parquet"):
@@ -165,9 +174,13 @@ def test_only_from_and_fresh(tiny_study, capsys):
     assert ran(tiny_study) == []
     assert main(["--only", "07"]) == 1
     assert "no stage 07; the stages are 01_prepare, 02_train, 03_score" in capsys.readouterr().err
-    # --fresh with --only: the later stages' results no longer stand.
     assert main(["--only", "02", "--fresh"]) == 0 and ran(tiny_study) == ["02_train"]
-    assert main([]) == 0 and ran(tiny_study) == ["03_score"]
+    assert main([]) == 0 and ran(tiny_study) == [], "the weights came out byte for byte as they were"
+    edit_cell(tiny_study / "notebooks/02_train.ipynb", "read_text() +", "read_text() + '!' +")
+    assert main(["--only", "02"]) == 0 and ran(tiny_study) == ["02_train"]
+    capsys.readouterr()
+    assert main([]) == 0 and ran(tiny_study) == ["03_score"], "later stages rest on what the earlier ones left"
+    assert "03_score: changed: earlier stages\n" in capsys.readouterr().out
     (tiny_study / "outputs/kitchen/02_train/more.txt").write_text("")
     assert main(["--fresh"]) == 0 and ran(tiny_study) == STAGES
     assert not (tiny_study / "outputs/kitchen/02_train/more.txt").exists()
@@ -182,6 +195,106 @@ def test_studies_and_outputs_are_apart(tiny_study, tmp_path, monkeypatch, capsys
     assert "study other: 3 notebooks -> ../../else where/other\n" in capsys.readouterr().out
     text = (tmp_path / "else where/other/results.csv").read_text()
     assert text.endswith("3 Falseo,1.5\n") and not (tiny_study / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "concerned"),
+    [
+        ("plots.py", "COLOURS = {", "COLOURS = {'new': 'red', ", "04 05"),
+        ("plots.py", '"""', '"""Edited. ', ""),
+        ("losses/triplet.py", "    return ", "    return 2 * ", "02 04 training"),
+        ("losses/triplet.py", "    return ", "    # the loss\n    return ", ""),
+        ("runner/stages.py", "def ", "def edited():\n    return 1\n\n\ndef ", ""),
+        ("data/looks.py", "import numpy as np", "import numpy as np\n\nprint(1)", "01"),
+    ],
+)
+def test_an_edit_concerns_the_stages_and_trainings_that_use_it(tmp_path, file, old, new, concerned):
+    package = tmp_path / "recipe_lib"
+    shutil.copytree(REPOSITORY / "recipe_lib", package, ignore=shutil.ignore_patterns("__pycache__"))
+    notebooks = sorted((REPOSITORY / "notebooks").glob("0[1-5]*.ipynb"))
+
+    def states() -> dict[str, dict]:
+        sources = Sources(package)
+        library = {path.stem[:2]: fingerprint.reached(path, sources).state() for path in notebooks}
+        return library | {"training": Reach(sources).name("recipe_lib.training", "fit").state()}
+
+    before = states()
+    path = package / file
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    changed = {name for name, state in states().items() if state != before[name]}
+    assert changed == set(concerned.split())
+
+
+def test_the_kernel_keeps_the_users_threads_and_says_nothing_of_widgets(monkeypatch):
+    names = (*stages.OPENMP, "PYTHONWARNINGS", "JUPYTER_PATH")
+    for name in names:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+    def seen(cell: str) -> str:
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell)])
+        with stages.kernel():
+            NotebookClient(notebook, kernel_name="python3").execute()
+        return "".join(output["text"] for output in notebook.cells[0].outputs)
+
+    show = f"import os\nprint([os.environ.get(name) for name in {names[:3]}])"
+    assert seen(show) == f"{[None, None, '10000']}\n"
+    for name, value in zip(names, ("3", "active", "7"), strict=False):
+        monkeypatch.setenv(name, value)
+    assert seen(show) == f"{['3', 'active', '7']}\n"
+    assert seen("import tqdm.auto\nprint('quiet')") == "quiet\n"
+
+
+# ---- what is replaced ----
+
+
+def test_what_is_replaced_stands_aside_until_the_new_run_is_finished(tiny_study):
+    main([])
+    folder, aside = tiny_study / "outputs/kitchen", tiny_study / "outputs/kitchen/.previous/03_score"
+    finished = (folder / "results.csv").read_text()
+    path = tiny_study / "notebooks/03_score.ipynb"
+    edit_cell(path, "import json\\n", "import json\\n1 / 0\\n")
+    assert main([]) == 1
+    for _ in range(2):  # a second attempt that fails replaces nothing of the run that was finished
+        assert (aside / "results.csv").read_text() == finished and not (folder / "results.csv").exists()
+        assert (aside / "03_score/recall_by_variant.png").is_file() and (aside / "03_score.ipynb").is_file()
+        edit_cell(path, "1 / 0", "(out / 'half.png').write_text('an attempt')\\n1 / 0")
+        assert main([]) == 1
+    assert (folder / "03_score/half.png").is_file() and not (aside / "03_score/half.png").exists()
+    path.write_text(path.read_text().replace("1 / 0", ""))
+    assert main([]) == 0
+    assert not aside.exists() and (folder / "results.csv").read_text() == finished
+
+
+def test_results_that_guard_themselves_stay_in_place(tmp_path, monkeypatch):
+    """A store, trainings and features of segments; what the new run did not use moves aside or goes."""
+    monkeypatch.setenv("CAUSAL_KITCHEN_OUTPUTS", str(tmp_path / "outputs"))
+    stage = "04_train"
+    kept = ["a/started.json", "a/last.ckpt", "a/model.safetensors", "b/started.json", "b/history.csv"]
+    kept += ["data/shards/00000.json", "data/card.json", "data/train/00000.jpegs", "segments-train-0123.npy"]
+    gone = ["curve.png", "a/curve.png", "c/model.safetensors"]
+    for name in kept + gone:
+        path = tmp_path / "outputs/s" / stage / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"fingerprint": name[0]}))
+
+    def left() -> list[str]:
+        folder = tmp_path / "outputs/s" / stage
+        return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+    study = tmp_path / "outputs/s"
+    fingerprint.set_aside(study, stage, {"status": "finished", "artefacts": {}})
+    assert left() == sorted(kept)
+    aside = {p.relative_to(study / ".previous" / stage).as_posix() for p in study.glob(".previous/**/*") if p.is_file()}
+    assert aside == {f"{stage}/{name}" for name in gone}
+    for name in kept:
+        os.utime(study / stage / name, (100, 100 if name[0] == "b" else 300))
+    fingerprint.clear(study, stage, since=200)
+    assert left() == sorted(name for name in kept if name[0] != "b")
+    trained = study / ".previous/trained/04_train/b/weights-b"
+    assert sorted(p.name for p in trained.iterdir()) == ["history.csv", "started.json"]
 
 
 # ---- what goes wrong ----
@@ -299,46 +412,27 @@ def test_a_spoilt_manifest_and_a_missing_study_are_named(tiny_study, tmp_path, m
 # ---- what a stage is made from ----
 
 
-def test_the_library_counts_as_far_as_it_is_imported(tmp_path):
-    package = tmp_path / "recipe_lib"
-    for folder in ("", "data", "losses"):
-        (package / folder).mkdir(exist_ok=True)
-        (package / folder / "__init__.py").write_text("")
-    (package / "losses/__init__.py").write_text("from recipe_lib.losses.triplet import loss\n")
-    (package / "losses/triplet.py").write_text("from .. import shapes\nfrom .circle import x\n")
-    (package / "losses/circle.py").write_text("x = 1\n")
-    (package / "shapes.py").write_text("")
-    (package / "models.py").write_text("")
-    (package / "data/foods.csv").write_text("tomato")
-    (package / "data/kitchen.py").write_text("def f():\n    import recipe_lib.shapes as s\n    return s\n")
-
-    def digest(source: str) -> tuple[set[str], str]:
-        nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)]), tmp_path / "01_a.ipynb")
-        modules = set(record.imported_modules(ast.parse(source), package))
-        return modules, record.stage_inputs(tmp_path / "01_a.ipynb", {}, "", package)["library"]
-
-    names, before = digest("from recipe_lib import losses")
-    assert names == {
-        "recipe_lib",
-        *(f"recipe_lib.{n}" for n in ("losses", "losses.triplet", "losses.circle", "shapes")),
-    }
-    (package / "models.py").write_text("y = 2")
-    (package / "data/foods.csv").write_text("potato")
-    (package / "losses/circle.py").write_text("# a comment\nx  =  1\n")
-    assert digest("from recipe_lib import losses")[1] == before
-    (package / "losses/circle.py").write_text("x = 2\n")
-    assert digest("from recipe_lib import losses")[1] != before
-
-    names, before = digest("import recipe_lib.data.kitchen")
-    assert names == {"recipe_lib", "recipe_lib.data", "recipe_lib.data.kitchen", "recipe_lib.shapes"}
-    (package / "data/foods.csv").write_text("tomato")
-    assert digest("import recipe_lib.data.kitchen")[1] != before, "tables beside a module count"
+def test_links_in_the_source_folder_are_followed_and_loops_end(tmp_path):
+    source, elsewhere = tmp_path / "source", tmp_path / "elsewhere"
+    (elsewhere / "train").mkdir(parents=True)
+    source.mkdir()
+    (elsewhere / "train/a.jpg").write_text("1")
+    for link in ("part", "the same part"):
+        (source / link).symlink_to(elsewhere / "train")
+    (source / "loop").symlink_to(source)
+    (elsewhere / "train/up").symlink_to(elsewhere)
+    (source / "gone.jpg").symlink_to(tmp_path / "nowhere")
+    names = [name for name, _, _ in fingerprint._identity(source)]
+    assert names == ["gone.jpg", "part/a.jpg", "the same part/a.jpg"]
+    before = list(fingerprint._identity(source))
+    (elsewhere / "train/a.jpg").write_text("22")
+    assert list(fingerprint._identity(source)) != before
 
 
 def test_magics_are_read_and_broken_cells_are_named(tmp_path):
     cells = [nbformat.v4.new_code_cell(source) for source in ("%matplotlib inline\n!ls", "x = ")]
     nbformat.write(nbformat.v4.new_notebook(cells=cells[:1]), tmp_path / "01_a.ipynb")
-    assert record.notebook_code(tmp_path / "01_a.ipynb").body
+    assert fingerprint.notebook_code(tmp_path / "01_a.ipynb").body
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "01_a.ipynb")
-    with pytest.raises(record.RunError, match=r"01_a.ipynb: cell 1: line 1: invalid syntax"):
-        record.notebook_code(tmp_path / "01_a.ipynb")
+    with pytest.raises(fingerprint.RunError, match=r"01_a.ipynb: cell 1: line 1: invalid syntax"):
+        fingerprint.notebook_code(tmp_path / "01_a.ipynb")

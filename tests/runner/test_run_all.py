@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 
 
 def test_help_needs_no_environment(tmp_path):
     """In a bare copy, from another folder: no .venv appears, and the text is the runner's."""
     copy = tmp_path / "a copy"
-    (copy / "recipe_lib").mkdir(parents=True)
-    for name in ("run_all.sh", "recipe_lib/__init__.py", "recipe_lib/run.py", "recipe_lib/paths.py"):
+    (copy / "recipe_lib/runner").mkdir(parents=True)
+    modules = ("__init__.py", "paths.py", "runner/__init__.py", "runner/run.py")
+    for name in ("run_all.sh", *(f"recipe_lib/{module}" for module in modules)):
         shutil.copy(REPOSITORY / name, copy / name)
     done = subprocess.run([copy / "run_all.sh", "--help"], cwd="/", capture_output=True, text=True)
     assert done.returncode == 0 and "--fresh" in done.stdout and "run_all.sh test" in done.stdout, done.stderr
@@ -69,7 +70,7 @@ def stub_clone(tmp_path):
 
 def test_set_up_happens_once_and_again_when_it_was_cut_off_or_the_lock_changed(stub_clone, tmp_path):
     clone, call = stub_clone
-    run = "-P -m recipe_lib.run params/smoke.yaml -p study a b"
+    run = "-P -m recipe_lib.runner.run params/smoke.yaml -p study a b"
     arguments = ("params/smoke.yaml", "-p", "study", "a b")
     pip = "-m pip install --disable-pip-version-check"
     set_up = ["venv", f"{pip} -r {clone}/requirements.lock"]

@@ -55,8 +55,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; the exit status is 0 only when every wanted stage is finished."""
     args = _parser().parse_intermixed_args(argv)
     # Imported only here: --help and a misspelt option are answered before an environment is installed.
-    from recipe_lib.params import ParamsError
-    from recipe_lib.record import RunError
+    from recipe_lib.runner.fingerprint import RunError
+    from recipe_lib.runner.params import ParamsError
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop the kernel too, as Ctrl-C does
     try:
@@ -70,7 +70,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from recipe_lib import distributed, params, stages
+    from recipe_lib import distributed
+    from recipe_lib.runner import params, stages
 
     root = repo_root()
     notebooks = stages.stage_notebooks(root)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from recipe_lib.params import ParamsError, declared, load
+from recipe_lib.runner.params import ParamsError, declared, load
 from tests.conftest import write_notebook
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 SHIPPED = sorted((ROOT / "params").rglob("*.yaml"))
 BAD = ROOT.parent / "shared/data/bad_inputs/params"

@@ -11,8 +11,8 @@ import pandas as pd
 from jinja2 import Environment
 from nbconvert import HTMLExporter
 
-from recipe_lib.paths import write_text
-from recipe_lib.record import read_manifest
+from recipe_lib.paths import atomic_write_text
+from recipe_lib.runner.fingerprint import ASIDE, read_manifest
 
 PAGE = """\
 <!DOCTYPE html>
@@ -83,9 +83,9 @@ def write_report(study_dir: Path) -> Path:
         pages=_notebook_pages(study_dir, sorted(stages)),
         figures=_figures(study_dir),
         parameters=[[name, json.dumps(value, ensure_ascii=False)] for name, value in manifest["parameters"].items()],
-        environment=_environment(manifest["environment"]),
+        environment=_environment(stages),
     )
-    write_text(study_dir / "report.html", html)
+    atomic_write_text(study_dir / "report.html", html)
     return study_dir / "report.html"
 
 
@@ -109,11 +109,20 @@ def _results(path: Path) -> dict | None:
     return {"head": ["system", "variant", *columns], "rows": rows}
 
 
-def _environment(facts: dict) -> list[list[str]]:
-    flat = {key: value for key, value in facts.items() if key not in ("packages", "git")}
-    if facts["git"]:
-        flat["git commit"] = facts["git"]["commit"] + (" with local changes" if facts["git"]["dirty"] else "")
-    return [[name, value] for name, value in (flat | facts["packages"]).items()]
+def _environment(stages: dict) -> list[list[str]]:
+    """Each fact about where the stages ran; where it is not the same for all, with their numbers."""
+    facts: dict[str, dict[str, list[str]]] = {}
+    for stage, record in sorted(stages.items()):
+        where = record["environment"]
+        flat = {key: value for key, value in where.items() if key not in ("packages", "git")}
+        if where["git"]:
+            flat["git commit"] = where["git"]["commit"] + (" with local changes" if where["git"]["dirty"] else "")
+        for name, value in (flat | where["packages"]).items():
+            facts.setdefault(name, {}).setdefault(str(value), []).append(stage[:2])
+    return [
+        [name, "; ".join(f"{v} ({', '.join(s)})" for v, s in values.items()) if len(values) > 1 else next(iter(values))]
+        for name, values in facts.items()
+    ]
 
 
 def _figures(folder: Path) -> dict[str, list[tuple[str, str]]]:
@@ -121,6 +130,8 @@ def _figures(folder: Path) -> dict[str, list[tuple[str, str]]]:
     figures: dict[str, list[tuple[str, str]]] = {}
     for path in sorted(folder.rglob("*.png")):
         parts = path.relative_to(folder).parts
+        if parts[0] == ASIDE:
+            continue
         title = path.stem.replace("_", " ").replace("-", " ")
         data = base64.b64encode(path.read_bytes()).decode()
         figures.setdefault(parts[0] if len(parts) > 1 else "", []).append((title, data))
@@ -137,6 +148,6 @@ def _notebook_pages(folder: Path, stages: list[str]) -> list[str]:
         notebook, page = folder / f"{stage}.ipynb", folder / f"{stage}.html"
         if notebook.is_file():
             if not page.is_file() or page.stat().st_mtime_ns < notebook.stat().st_mtime_ns:
-                write_text(page, exporter.from_notebook_node(nbformat.read(notebook, as_version=4))[0])
+                atomic_write_text(page, exporter.from_notebook_node(nbformat.read(notebook, as_version=4))[0])
             pages.append(page.name)
     return pages

@@ -5,7 +5,7 @@ import json
 import pandas as pd
 from PIL import Image
 
-from recipe_lib.report import write_report
+from recipe_lib.runner.report import write_report
 
 
 def test_the_verdict_comes_first_and_the_long_table_is_linked(tmp_path):

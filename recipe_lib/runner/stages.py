@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,11 +18,12 @@ import nbformat
 import papermill
 import psutil
 
-from recipe_lib import record
-from recipe_lib.params import Parameter
-from recipe_lib.paths import write_text
-from recipe_lib.record import RunError
-from recipe_lib.report import write_report
+from recipe_lib.paths import atomic_write_text
+from recipe_lib.reachable import Sources, digest
+from recipe_lib.runner import fingerprint
+from recipe_lib.runner.fingerprint import RunError
+from recipe_lib.runner.params import Parameter
+from recipe_lib.runner.report import write_report
 
 
 def stage_notebooks(root: Path) -> list[Path]:
@@ -56,6 +57,24 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
+# How OpenMP's threads wait and how many there are: the user's choice, where there is one.
+OPENMP = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+
+
+def waiting(environ: Mapping[str, str]) -> dict[str, str]:
+    """What lets a training share its cores: its threads soon sleep where they wait for one that is not running.
+
+    By itself libgomp spins for longer than the system's time slice: beside one busy process each barrier then costs
+    a slice. The number of threads is left alone, for sums are split by it, and with them the last digits of a result.
+    """
+    return {} if any(environ.get(name) for name in OPENMP[1:]) else {"GOMP_SPINCOUNT": "10000"}
+
+
+def quiet(environ: Mapping[str, str]) -> str:
+    """PYTHONWARNINGS that leave out tqdm's where there are no ipywidgets: no bar of the study needs them."""
+    return ",".join(filter(None, [environ.get("PYTHONWARNINGS"), "ignore:IProgress not found"]))
+
+
 @contextmanager
 def kernel() -> Iterator[None]:
     """A `python3` kernel that is this interpreter, whatever kernels and IPython start-up files the user has."""
@@ -63,11 +82,11 @@ def kernel() -> Iterator[None]:
         # What the kernel itself logs at its start and stop is no output of the study.
         argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=CRITICAL"]
         env = {"PYTHONHASHSEED": "0", "IPYTHONDIR": temporary, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+        env |= waiting(os.environ) | {"PYTHONWARNINGS": quiet(os.environ)}
         spec = Path(temporary, "kernels", "python3", "kernel.json")
         spec.parent.mkdir(parents=True)
         spec.write_text(json.dumps({"argv": argv, "display_name": "Python 3", "language": "python", "env": env}))
         os.environ["JUPYTER_PATH"] = temporary
-        os.environ.pop("OMP_NUM_THREADS", None)
         yield
 
 
@@ -84,13 +103,13 @@ class Runner:
 
     def __init__(self, root: Path, folder: Path, stages: list[Path], schema: dict[str, Parameter], values: dict):
         self.root, self.folder, self.stages, self.schema, self.values = root, folder, stages, schema, values
-        self.manifest = record.read_manifest(folder) | {
+        self.manifest = fingerprint.read_manifest(folder) | {
             "study": folder.name,
             "parameters": values,
             "seeds": {name: value for name, value in values.items() if "seed" in name},
-            "environment": record.environment(root),
         }
         self.inputs: dict[str, dict[str, str]] = {}
+        self.packages: dict[str, set[str]] = {}
         print(f"study {folder.name}: {len(stages)} notebooks -> {os.path.relpath(folder)}", flush=True)
 
     def run_from(self, first: int, forced: bool = False, fresh: bool = False) -> None:
@@ -124,28 +143,32 @@ class Runner:
         return f"[{index + 1}/{len(self.stages)}] {self.stages[index].stem}"
 
     def _why_run(self, index: int) -> str:
-        """Why a stage has to run, or ""; call it for the stages in order, each digest covers the ones before."""
-        path = self.stages[index]
-        earlier = record.stage_digest(self.inputs[self.stages[index - 1].stem]) if index else ""
-        inputs = record.stage_inputs(path, self._values_of(path.stem), earlier, Path(record.__file__).parent)
-        self.inputs[path.stem] = inputs
-        return record.why_run(self.folder, path.stem, self.manifest["stages"].get(path.stem), inputs)
+        """Why a stage has to run, or "", as code, data and earlier stages are now."""
+        path, records = self.stages[index], self.manifest["stages"]
+        earlier: dict[str, str] = {}
+        for before in self.stages[:index]:
+            if record := records.get(before.stem):
+                record["contents"] = fingerprint.contents(
+                    self.folder, record.get("artefacts", ()), record.get("contents", {})
+                )
+                earlier |= {name: state[-1] for name, state in record["contents"].items()}
+        reach = fingerprint.reached(path, Sources(Path(fingerprint.__file__).parents[1]))
+        inputs = fingerprint.stage_inputs(path, self._values_of(path.stem), earlier, reach)
+        self.inputs[path.stem], self.packages[path.stem] = inputs, reach.packages
+        return fingerprint.why_run(self.folder, path.stem, records.get(path.stem), inputs)
 
     def _values_of(self, stage: str) -> dict:
         return {name: self.values[name] for name, parameter in self.schema.items() if stage in parameter.notebooks}
 
     def _discard(self, wiped: range) -> None:
-        """Delete what some stages left; results of the stages after them no longer stand."""
-        records = self.manifest["stages"]
-        for index, path in enumerate(self.stages):
-            if index in wiped:
-                record.wipe(self.folder, path.stem, records.pop(path.stem, None))
-            elif index > wiped[0] and path.stem in records:
-                records[path.stem]["status"] = "outdated"
+        """Delete what some stages left."""
+        for index in wiped:
+            stage = self.stages[index].stem
+            fingerprint.wipe(self.folder, stage, self.manifest["stages"].pop(stage, None))
         self._save()
 
     def _save(self) -> None:
-        write_text(self.folder / "manifest.json", json.dumps(self.manifest, indent=2) + "\n")
+        atomic_write_text(self.folder / "manifest.json", json.dumps(self.manifest, indent=2) + "\n")
 
     def _report(self) -> None:
         write_report(self.folder)
@@ -156,28 +179,31 @@ class Runner:
         path, stage = self.stages[index], self.stages[index].stem
         inputs, earlier = self.inputs[stage], self.manifest["stages"].get(stage)
         if not earlier or earlier["status"] not in ("running", "failed") or earlier["inputs"] != inputs:
-            record.wipe(self.folder, stage, earlier)  # else: an interrupted stage goes on from its checkpoints
+            fingerprint.set_aside(self.folder, stage, earlier)  # else it was interrupted: it goes on where it was
         entry = {
             "status": "running",
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
-            "digest": record.stage_digest(inputs),
+            "digest": digest(inputs),
             "inputs": inputs,
             "parameters": self._values_of(stage),
+            "environment": fingerprint.environment(self.root, self.packages[stage]),
         }
         self.manifest["stages"][stage] = entry
         self._save()
-        before, begin = record.snapshot(self.folder), time.monotonic()
+        before, begin = fingerprint.snapshot(self.folder), time.monotonic()
+        since = (self.folder / "manifest.json").stat().st_mtime  # by the clock of this file system
         try:
             with PeakMemory() as memory:
                 _execute(self.root, path, self.folder / f"{stage}.ipynb", entry["parameters"])
             entry["status"] = "finished"
+            fingerprint.clear(self.folder, stage, since)
         except RunError:
             entry["status"] = "failed"
             raise
         finally:  # what a failed or stopped stage left is recorded too, for the next run to keep or to wipe
             entry["seconds"] = round(time.monotonic() - begin, 1)
             entry["peak_memory_mb"] = memory.peak >> 20
-            entry["artefacts"] = record.artefacts(self.folder, stage, before)
+            entry["artefacts"] = fingerprint.artefacts(self.folder, stage, before)
             self._save()
         cost = f"{entry['seconds']} s, peak memory {entry['peak_memory_mb']} MB"
         print(f"{self._label(index)}: done in {cost}", flush=True)
