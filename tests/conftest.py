@@ -9,11 +9,11 @@ import nbformat
 import pytest
 import torch
 
-from recipe_lib.data.augment import add_descriptions, add_segments
-from recipe_lib.data.kitchen import KitchenConfig, cook
+from recipe_lib.data.derived import add_descriptions, add_segments
 from recipe_lib.data.prepare import StoreConfig, prepare
 from recipe_lib.data.store import Store
-from recipe_lib.models import RetrievalSystem, SystemConfig
+from recipe_lib.kitchen.model import KitchenConfig, cook
+from recipe_lib.systems.base import RetrievalSystem, SystemConfig
 
 STUDY = 'study: str = "kitchen"  # folder of the results below outputs/\n'
 # Where a stage may be told to misbehave: it logs that it ran, outside outputs/.

@@ -14,9 +14,9 @@ import nbformat
 import pandas as pd
 import pytest
 
-from recipe_lib.data.kitchen import KitchenConfig, cook
 from recipe_lib.data.store import Store
 from recipe_lib.evaluation.scores import COLUMNS
+from recipe_lib.kitchen.model import KitchenConfig, cook
 from recipe_lib.runner.stages import quiet, waiting
 from tests.layouts import write_recipe1m
 

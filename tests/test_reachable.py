@@ -11,7 +11,7 @@ import pytest
 
 from recipe_lib.data.prepare import _write_recipes
 from recipe_lib.reachable import Reach, Sources, code_digest, versions, without_docstrings
-from recipe_lib.training import fit
+from recipe_lib.training.fit import fit
 
 FILES = {
     "__init__.py": "",
@@ -152,7 +152,7 @@ def test_circles_end(package):
 
 
 def test_training_and_shards_reach_their_own_code_and_no_figure():
-    reached = Reach(Sources(Path(__file__).parents[1] / "recipe_lib")).name("recipe_lib.training", "fit")
+    reached = Reach(Sources(Path(__file__).parents[1] / "recipe_lib")).name("recipe_lib.training.fit", "fit")
     assert {"recipe_lib.losses.triplet:triplet_loss", "recipe_lib.data.loading:PairedBatches"} <= set(
         reached.definitions
     )

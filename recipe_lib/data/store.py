@@ -6,7 +6,7 @@
     <folder>/<split>/00000.tokens.parquet    token ids and labels, row for row
     <folder>/shards/                         what each shard was made from
 
-`prepare` writes it; `augment` adds descriptions and segments where a system wants them. Nothing is tokenised or resized
+`prepare` writes it; `derived` adds descriptions and segments where a system wants them. Nothing is tokenised or resized
 again in training. Token ids of a split live in memory as flat arrays (Recipe1M: about 250 MB); a photo is one read of a
 file at a known place.
 """

@@ -16,17 +16,17 @@ from sklearn.metrics import average_precision_score
 from torch import Tensor
 
 from recipe_lib import devices
-from recipe_lib.causal import corrupt_labels, ingredient_weights, permute_rows
+from recipe_lib.causal.adjustment import corrupt_labels, ingredient_weights, permute_rows
 from recipe_lib.data.loading import InOrder, StudyDataset, loader, recipe_batch
 from recipe_lib.data.store import Split, study_store
 from recipe_lib.data.text import PAD
 from recipe_lib.losses import posterior
-from recipe_lib.models import RetrievalSystem
 from recipe_lib.paths import atomic_write_text, study_dir
 from recipe_lib.retrieval.exact_ranks import Embeddings
 from recipe_lib.retrieval.metrics import bag_metrics, rank_bags
-from recipe_lib.saving import load_system
-from recipe_lib.segment_features import load_features, segment_features
+from recipe_lib.systems.base import RetrievalSystem
+from recipe_lib.systems.saving import load_system
+from recipe_lib.training.segment_features import load_features, segment_features
 
 COLUMNS = [
     "system",

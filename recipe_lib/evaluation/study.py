@@ -23,7 +23,7 @@ from recipe_lib.evaluation.scores import (
     score,
     test_time_embeddings,
 )
-from recipe_lib.models import RetrievalSystem
+from recipe_lib.systems.base import RetrievalSystem
 
 ZERO_SHOT = "zero_shot"  # towers that nobody trained here: no products of distances are claimed of them
 MAIN = ("baseline", "equal_compute", "classifier_only", "debiased", "oracle")

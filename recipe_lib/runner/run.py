@@ -70,8 +70,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from recipe_lib import distributed
     from recipe_lib.runner import params, stages
+    from recipe_lib.training import distributed
 
     root = repo_root()
     notebooks = stages.stage_notebooks(root)

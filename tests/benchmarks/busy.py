@@ -19,8 +19,8 @@ from statistics import median
 import torch
 
 from recipe_lib.losses import triplet_loss
-from recipe_lib.models import RetrievalSystem, SystemConfig
 from recipe_lib.runner.stages import OPENMP, waiting
+from recipe_lib.systems.base import RetrievalSystem, SystemConfig
 from tests.benchmarks import finish, in_child, table
 
 WAYS = {

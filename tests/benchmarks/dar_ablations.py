@@ -25,18 +25,18 @@ import numpy as np
 import pandas as pd
 
 import recipe_lib
-from recipe_lib.data.augment import add_descriptions, add_segments
-from recipe_lib.data.kitchen import KitchenConfig, cook
+from recipe_lib.data.derived import add_descriptions, add_segments
 from recipe_lib.data.prepare import StoreConfig, prepare
 from recipe_lib.data.shards import digest
 from recipe_lib.data.store import Store
 from recipe_lib.evaluation.scores import distances, encode
-from recipe_lib.models import RetrievalSystem, SystemConfig, bare_towers, set_towers
+from recipe_lib.kitchen.model import KitchenConfig, cook
 from recipe_lib.paths import atomic_write_text, study_dir
 from recipe_lib.retrieval.intervals import mean_interval
 from recipe_lib.retrieval.metrics import cross_modal_ranks
-from recipe_lib.saving import load_system
-from recipe_lib.training import TrainingConfig, train
+from recipe_lib.systems.base import RetrievalSystem, SystemConfig, bare_towers, set_towers
+from recipe_lib.systems.saving import load_system
+from recipe_lib.training.fit import TrainingConfig, train
 from tests.benchmarks import table
 
 ROWS: dict[str, tuple[str, dict, dict]] = {

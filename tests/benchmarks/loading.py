@@ -20,12 +20,12 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from recipe_lib.data.kitchen import KitchenConfig, cook
 from recipe_lib.data.loading import PairedBatches, StudyDataset, loader
 from recipe_lib.data.prepare import StoreConfig, prepare
 from recipe_lib.data.recipe import Recipe
-from recipe_lib.data.recipe1m import read_recipe1m
 from recipe_lib.data.store import Store
+from recipe_lib.kitchen.model import KitchenConfig, cook
+from recipe_lib.sources.recipe1m import read_recipe1m
 from tests.layouts import write_recipe1m
 
 BATCH = 64

@@ -23,7 +23,7 @@ import psutil
 
 from recipe_lib.data.images import to_jpeg
 from recipe_lib.data.prepare import StoreConfig, prepare
-from recipe_lib.data.recipe1m import read_recipe1m
+from recipe_lib.sources.recipe1m import read_recipe1m
 
 UNITS = ["cup", "cups", "teaspoon", "tablespoons", "ounces", "g", "pound", "large", "small", "tbsp", "tsp", "ml"]
 CUTS = ["chopped", "finely diced", "sliced", "peeled and grated", "divided", "melted", "at room temperature", "drained"]

@@ -18,15 +18,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from recipe_lib.data.kitchen import KitchenConfig, cook
 from recipe_lib.data.loading import RecipeBatch, recipe_batch
 from recipe_lib.data.prepare import StoreConfig, prepare
-from recipe_lib.data.recipe1m import read_recipe1m
 from recipe_lib.data.store import Split, Store
 from recipe_lib.encoders.packed import MaskedTransformer
 from recipe_lib.encoders.recipe import COMPONENTS
 from recipe_lib.evaluation.scores import distinct_sentences, encode_recipes
-from recipe_lib.models import RetrievalSystem, SystemConfig
+from recipe_lib.kitchen.model import KitchenConfig, cook
+from recipe_lib.sources.recipe1m import read_recipe1m
+from recipe_lib.systems.base import RetrievalSystem, SystemConfig
 from tests.benchmarks import side_by_side, table
 
 SIZES = {

@@ -10,8 +10,8 @@ import pytest
 
 from recipe_lib.data.cues import describe_cues
 from recipe_lib.data.descriptions import LLMDescriber, clean_answer
-from recipe_lib.data.kitchen import KitchenConfig, cook
 from recipe_lib.data.recipe import DataError
+from recipe_lib.kitchen.model import KitchenConfig, cook
 
 SHARED = Path(__file__).parents[3] / "shared/data"
 SOUP = ("Tomato soup", ["4 tomatoes, diced", "1 cup cream", "1 tsp salt"], ["Simmer the tomatoes.", "Top with basil."])

@@ -8,11 +8,11 @@ from torch.utils.data._utils.pin_memory import pin_memory
 from torchvision import transforms
 
 from recipe_lib.data.images import decode_jpeg
-from recipe_lib.data.kitchen import KitchenConfig, cook
 from recipe_lib.data.loading import Draw, InOrder, PairedBatches, StudyDataset, loader, recipe_batch, segment_pixels
 from recipe_lib.data.prepare import StoreConfig, prepare
 from recipe_lib.data.recipe import Recipe
 from recipe_lib.data.store import Store
+from recipe_lib.kitchen.model import KitchenConfig, cook
 
 SPLITS = ["train"] * 4 + ["val", "test"]
 

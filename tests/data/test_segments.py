@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from recipe_lib.data.images import decode_jpeg, read_image, to_jpeg
-from recipe_lib.data.kitchen import KitchenConfig, cook
 from recipe_lib.data.segments import GREY, SamSegmenter, Segment, cut, superpixel_segments
+from recipe_lib.kitchen.model import KitchenConfig, cook
 
 REAL = Path(__file__).parents[3] / "shared/data/real_recipes"
 

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from recipe_lib.causal import ingredient_dictionary
+from recipe_lib.causal.adjustment import ingredient_dictionary
 from recipe_lib.data.images import decode_jpeg
 from recipe_lib.data.loading import recipe_batch, segment_pixels
 from recipe_lib.evaluation import scores  # pytest would take a bare test_time_embeddings for a test
@@ -24,10 +24,10 @@ from recipe_lib.evaluation.scores import (
     write_results,
 )
 from recipe_lib.losses import posterior
-from recipe_lib.models import VARIANTS, RetrievalSystem, attach, bare_towers
 from recipe_lib.retrieval import metrics
 from recipe_lib.retrieval.metrics import cross_modal_ranks, rank_metrics
-from recipe_lib.saving import save_system
+from recipe_lib.systems.base import VARIANTS, RetrievalSystem, attach, bare_towers
+from recipe_lib.systems.saving import save_system
 
 KEY = {"system": "H-T", "variant": "v", "seed": 1, "split": "iid"}
 

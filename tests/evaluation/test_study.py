@@ -7,14 +7,14 @@ import torch
 
 from recipe_lib.evaluation.scores import COLUMNS, encode
 from recipe_lib.evaluation.study import evaluate_study, study_comparisons, verdict
-from recipe_lib.models import VARIANTS, attach
 from recipe_lib.retrieval.metrics import cross_modal_ranks
+from recipe_lib.systems.base import VARIANTS, attach
 from tests.evaluation.test_comparisons import frame
 
 
 @pytest.fixture
 def scored(tiny_config, tiny_store, tmp_path):
-    from recipe_lib.models import RetrievalSystem
+    from recipe_lib.systems.base import RetrievalSystem
 
     torch.manual_seed(0)
     baseline = RetrievalSystem(tiny_config)

@@ -200,12 +200,12 @@ def test_studies_and_outputs_are_apart(tiny_study, tmp_path, monkeypatch, capsys
 @pytest.mark.parametrize(
     ("file", "old", "new", "concerned"),
     [
-        ("plots.py", "COLOURS = {", "COLOURS = {'new': 'red', ", "04 05"),
-        ("plots.py", '"""', '"""Edited. ', ""),
+        ("evaluation/plots.py", "COLOURS = {", "COLOURS = {'new': 'red', ", "04 05"),
+        ("evaluation/plots.py", '"""', '"""Edited. ', ""),
         ("losses/triplet.py", "    return ", "    return 2 * ", "02 04 training"),
         ("losses/triplet.py", "    return ", "    # the loss\n    return ", ""),
         ("runner/stages.py", "def ", "def edited():\n    return 1\n\n\ndef ", ""),
-        ("data/looks.py", "import numpy as np", "import numpy as np\n\nprint(1)", "01"),
+        ("kitchen/looks.py", "import numpy as np", "import numpy as np\n\nprint(1)", "01"),
     ],
 )
 def test_an_edit_concerns_the_stages_and_trainings_that_use_it(tmp_path, file, old, new, concerned):
@@ -216,7 +216,7 @@ def test_an_edit_concerns_the_stages_and_trainings_that_use_it(tmp_path, file, o
     def states() -> dict[str, dict]:
         sources = Sources(package)
         library = {path.stem[:2]: fingerprint.reached(path, sources).state() for path in notebooks}
-        return library | {"training": Reach(sources).name("recipe_lib.training", "fit").state()}
+        return library | {"training": Reach(sources).name("recipe_lib.training.fit", "fit").state()}
 
     before = states()
     path = package / file

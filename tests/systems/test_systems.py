@@ -1,0 +1,247 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from recipe_lib.data.clip_text import clip_ids
+from recipe_lib.data.loading import Draw, StudyDataset
+from recipe_lib.encoders.recipe import COMPONENTS
+from recipe_lib.losses import triplet_loss
+from recipe_lib.systems.base import (
+    VARIANTS,
+    Debiasing,
+    RetrievalSystem,
+    SystemConfig,
+    attach,
+    bare_towers,
+    parameter_table,
+    set_towers,
+)
+
+SMALL = {"classifier_dim": 16, "classifier_heads": 2, "classifier_feedforward": 32}
+
+
+@pytest.fixture
+def batch(tiny_store):
+    rows = torch.arange(6).numpy()
+    return StudyDataset(tiny_store.split("train"), 48)[Draw(rows, True, 0)]
+
+
+@pytest.fixture
+def baseline(tiny_config):
+    torch.manual_seed(0)
+    return RetrievalSystem(tiny_config).eval()
+
+
+def grown(baseline, name, **changes):
+    torch.manual_seed(1)
+    dictionary = torch.randn(20, 16, generator=torch.Generator().manual_seed(2))
+    return attach(
+        baseline, replace(VARIANTS[name], **SMALL, **changes), dictionary, torch.linspace(0.1, 0.9, 20)
+    ).eval()
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_starts_where_the_baseline_stopped(baseline, batch, name):
+    system = grown(baseline, name)
+    found, before = system.encode_images(batch.images, batch.labels), baseline.encode_images(batch.images)
+    assert torch.equal(found.embedding, before.embedding)
+    assert torch.equal(system.encode_recipes(batch.recipes).embedding, baseline.encode_recipes(batch.recipes).embedding)
+    assert (found.z.abs().max() > 0) == bool(VARIANTS[name].weights), "only what adds a term has one"
+    assert (found.logits is not None) == VARIANTS[name].classifier
+
+
+def test_debiased_z_equals_the_formula(baseline, batch):
+    system = grown(baseline, "debiased")
+    found = system.encode_images(batch.images)
+    p = torch.sigmoid(found.logits).detach()
+    values = system.adjustment.value(system.adjustment.dictionary)
+    for b in range(6):
+        kept = {k: float(p[b, k]) for k in range(20) if p[b, k] >= 0.5}
+        total = sum(kept.values())
+        expected = sum((x / total * values[k] for k, x in kept.items()), torch.zeros(16))
+        torch.testing.assert_close(found.z[b], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_weights_of_each_kind(baseline):
+    logits, labels = torch.tensor([[0.0, 2.0, -2.0] + [-9.0] * 17]), torch.eye(20)[:1]
+    hard = grown(baseline, "debiased").weights(logits, None, 1)
+    soft = grown(baseline, "soft").weights(logits, None, 1)
+    calibrated = grown(baseline, "calibrated").weights(logits, None, 1)
+    assert hard[0, 2] == 0 and soft[0, 2] > calibrated[0, 2] > 0
+    assert float(grown(baseline, "calibrated").probabilities(torch.zeros(1))) == pytest.approx(0.2)
+    assert torch.equal(grown(baseline, "oracle").weights(None, labels, 1), labels)
+    assert torch.unique(grown(baseline, "marginal").weights(logits, labels, 3), dim=0).shape == (1, 20)
+    with pytest.raises(ValueError, match="true labels"):
+        grown(baseline, "oracle").weights(None, None, 1)
+
+
+def test_only_the_oracle_reads_labels(baseline, batch):
+    for name in VARIANTS:
+        system = grown(baseline, name)
+        told, lied = (system.encode_images(batch.images, x).z for x in (batch.labels, batch.labels.flip(0)))
+        assert torch.equal(told, lied) == (name != "oracle"), name
+
+
+def test_self_supervised_loss_is_the_mean_over_ordered_pairs(baseline, batch):
+    features = baseline.encode_recipes(batch.recipes)
+    parts = dict(zip(COMPONENTS, features.components, strict=True))
+    losses = [
+        triplet_loss(parts[a], baseline.projections[f"{a}_{b}"](parts[b]), 0.3)
+        for a in COMPONENTS
+        for b in COMPONENTS
+        if a != b
+    ]
+    assert len(losses) == 6
+    torch.testing.assert_close(baseline.self_supervised_loss(features, triplet_loss), sum(losses) / 6)
+
+
+def test_config_survives_json(tiny_config):
+    config = replace(tiny_config, image_model_args=("output_stride: 16",), debiasing=Debiasing(classifier=True))
+    assert SystemConfig.from_dict(config.to_dict()) == config
+
+
+def test_attaching_to_another_architecture_is_an_error(baseline):
+    baseline.config = replace(baseline.config, recipe_dim=32)
+    with pytest.raises(RuntimeError):
+        attach(baseline, VARIANTS["equal_compute"])
+
+
+# ---- CLIP towers with adapters ----
+
+
+@pytest.fixture
+def clip_batch(clip_store):
+    rows = torch.arange(6).numpy()
+    features = torch.randn(96, 3, 128, generator=torch.Generator().manual_seed(0)).numpy()
+    return StudyDataset(clip_store.split("train"), 56, descriptions=True, segments=features)[Draw(rows, True, 0)]
+
+
+def test_the_joint_space_is_clips_own(dar, clip_batch):
+    photo = dar.image_encoder
+    expected = photo.tower.pool(photo.tower(clip_batch.images, photo.adapters))
+    assert torch.equal(dar.encode_images(clip_batch.images).embedding, expected)
+    text = dar.description_encoder
+    assert torch.equal(
+        dar.encode_descriptions(clip_batch.descriptions), text.tower(clip_batch.descriptions, text.adapters)
+    )
+    assert dar.config.embed_dim == dar.recipe_encoder.dim == 128, "whatever the configuration said"
+    again = RetrievalSystem(SystemConfig.from_dict(dar.config.to_dict()))
+    again.load_state_dict(dar.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("adapters", "photos", "texts"), [("both", 1, 1), ("image", 1, 0), ("text", 0, 1), ("none", 0, 0)]
+)
+def test_adapters_by_side(clip_config, adapters, photos, texts):
+    system = RetrievalSystem(replace(clip_config, adapters=adapters, segment_encoder="adapted"))
+    own = {name.split(".")[0] for name, p in system.named_parameters() if "adapters" in name and p.requires_grad}
+    expected = {"image_encoder", "segment_encoder"} if photos else set()
+    expected |= {"recipe_encoder", "description_encoder"} if texts else set()
+    assert own == expected
+
+
+def adapters_at(width, bottleneck):
+    """Two after each of twelve blocks."""
+    return 24 * (2 * width * bottleneck + bottleneck + width)
+
+
+# By part, the released code trains exactly these: 34.8 M with a reduction of 4, 41.9 M with segment adapters too.
+SENTENCES = 2 * (2 * (4 * 512 * 513 + 2 * 512 * 2048 + 2048 + 512 + 4 * 512) + 50 * 512)
+MERGER, PROJECTIONS = 3 * 512 * 512 + 512, 6 * 512 * 513
+
+
+@pytest.mark.parametrize(
+    ("bottleneck", "image", "text", "segment_encoder", "trainable"),
+    [
+        ({"adapter_width": 64}, 64, 64, "frozen", 23_749_632),
+        ({"adapter_width": 64}, 64, 64, "adapted", 26_128_896),
+        ({"adapter_reduction": 4}, 192, 128, "frozen", 34_768_896),
+        ({"adapter_reduction": 4}, 192, 128, "adapted", 41_869_824),
+    ],
+)
+def test_parameters_at_the_papers_size(bottleneck, image, text, segment_encoder, trainable):
+    config = SystemConfig(
+        0, 500, encoders="clip", descriptions="adapted", segments=4, segment_encoder=segment_encoder, **bottleneck
+    )
+    with torch.device("meta"):
+        table = parameter_table(RetrievalSystem(config))
+    expected = {
+        "image_encoder.adapters": adapters_at(768, image),
+        "recipe_encoder.adapters": 3 * adapters_at(512, text),
+        "description_encoder.adapters": adapters_at(512, text),
+        "recipe_encoder.sentences": SENTENCES,
+        "recipe_encoder.fc": MERGER,
+    }
+    if segment_encoder == "adapted":
+        expected["segment_encoder.adapters"] = adapters_at(768, image)
+    found = table["trainable"]
+    assert {name: found[name] for name in expected} == expected
+    assert found[found.index.str.startswith("projections.")].sum() == PROJECTIONS
+    assert sum(expected.values()) + PROJECTIONS == found["total"] == trainable
+    assert table.loc["total", "frozen"] == 149_620_737 - 1, "CLIP's without its logit scale, each tower once"
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_debiasing_module_attaches_to_clip_as_it_is(dar, clip_batch, name):
+    dictionary = torch.randn(20, dar.recipe_encoder.dim, generator=torch.Generator().manual_seed(2))
+    torch.manual_seed(1)
+    system = attach(dar, replace(VARIANTS[name], **SMALL), dictionary, torch.linspace(0.1, 0.9, 20)).eval()
+    found = system.encode_images(clip_batch.images, clip_batch.labels)
+    assert torch.equal(found.embedding, dar.encode_images(clip_batch.images).embedding)
+    assert (found.z.abs().max() > 0) == bool(VARIANTS[name].weights)
+    levels = [
+        (
+            s.encode_descriptions(clip_batch.descriptions),
+            s.encode_segments(clip_batch.segments, clip_batch.segment_mask),
+        )
+        for s in (system, dar)
+    ]
+    assert all(torch.equal(a, b) for a, b in zip(*levels, strict=True))
+
+
+def test_towers_stay_frozen_and_are_there_once(dar):
+    towers = [p for name, p in dar.named_parameters() if ".tower." in name]
+    assert towers and not any(p.requires_grad for p in towers)
+    assert dar.description_encoder.tower is dar.recipe_encoder.tower
+    assert dar.segment_encoder.tower is dar.image_encoder.tower
+    table = parameter_table(dar)
+    assert table.loc["total"].sum() == sum(p.numel() for p in dar.parameters())
+    assert table.loc["total", "frozen"] == sum(p.numel() for p in towers)
+
+
+def test_bare_towers_are_a_copy_that_trains_and_goes_back(dar, clip_batch):
+    bare = bare_towers(dar)
+    image, text = dar.image_encoder.tower, dar.recipe_encoder.tower
+    torch.testing.assert_close(bare.encode_images(clip_batch.images).embedding, image.pool(image(clip_batch.images)))
+    assert all(p.requires_grad for p in bare.parameters()) and not bare.projections
+    features = bare.encode_recipes(clip_batch.recipes)
+    assert features.components == () and features.embedding.shape == (6, text.dim)
+    zero_shot = bare_towers(dar, "zero_shot")
+    features = zero_shot.encode_recipes(clip_batch.recipes)
+    torch.testing.assert_close(features.embedding, sum(features.components) / 3)
+    before = dar.encode_images(clip_batch.images).embedding
+    with torch.no_grad():
+        bare.image_encoder.tower.visual.proj.mul_(-1)
+    assert torch.equal(dar.encode_images(clip_batch.images).embedding, before), "a copy"
+    set_towers(dar, bare)
+    assert torch.equal(image.visual.proj, bare.image_encoder.tower.visual.proj)
+    assert not torch.equal(dar.encode_images(clip_batch.images).embedding, before)
+
+
+def test_a_caption_is_title_and_ingredient_lines(dar, clip_store, clip_batch):
+    recipe = clip_store.split("train").recipe(2)
+    lines = [line for line in recipe["ingredients"] if line.split()][:15]
+    # Each line is cut at 18 tokens of its own before they are joined.
+    parts = [clip_ids(text, 20)[1:-1] for text in (recipe["title"], *lines)]
+    joined = [id_ for part in parts for id_ in (*clip_ids(",", 3)[1:-1], *part)][1:76]
+    expected = [*clip_ids("", 2)[:1], *joined, *clip_ids("", 2)[1:]]
+    found = bare_towers(dar).recipe_encoder.captions(clip_batch.recipes)[2].tolist()
+    assert found[: len(expected)] == expected and not any(found[len(expected) :])
+
+
+def test_no_adapters_and_frozen_descriptions_train_heads_alone(clip_config):
+    frozen = RetrievalSystem(replace(clip_config, adapters="none"))
+    assert not [name for name, p in frozen.named_parameters() if "adapters" in name]
+    mixed = RetrievalSystem(replace(clip_config, descriptions="frozen"))
+    assert mixed.description_encoder.adapters is None and mixed.image_encoder.adapters is not None
