@@ -128,10 +128,10 @@ class TrainingTask(L.LightningModule):
     """Losses, optimizer and validation of a retrieval system.
 
     Args:
-        scores: validation scores of the epochs so far, as the `Recorder` has them.
+        scores: gives the validation scores of the epochs so far, which the plateau schedule reads; default: none.
     """
 
-    def __init__(self, system: RetrievalSystem, config: TrainingConfig, scores: Callable[[], Sequence[float]]):
+    def __init__(self, system: RetrievalSystem, config: TrainingConfig, scores: Callable[[], Sequence[float]] = list):
         super().__init__()
         self.system, self.config, self.loss, self.scores = system, config, pair_loss(config), scores
         self._found: list[tuple[Tensor, Tensor]] = []

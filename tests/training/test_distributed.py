@@ -131,6 +131,14 @@ def test_synchronised_batchnorm_keeps_weights_and_activations(tiny_store, name):
         assert torch.equal(system.encode_images(images).embedding, before)
 
 
+def test_frozen_batchnorm_stays_frozen_when_it_is_synchronised(tiny_store):
+    system = convert_sync_batchnorm(fresh(tiny_store, frozen=("bn1",))).train()
+    norms = {name: module for name, module in system.named_modules() if isinstance(module, torch.nn.SyncBatchNorm)}
+    frozen = norms.pop("image_encoder.backbone.bn1")
+    assert not frozen.training and not frozen.weight.requires_grad
+    assert norms and all(module.training and module.weight.requires_grad for module in norms.values())
+
+
 # ---- train() ----
 
 
