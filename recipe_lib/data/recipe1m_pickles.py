@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 
 from recipe_lib.data.ingredients import ingredient_name
 from recipe_lib.data.recipe import DataError, Recipe, clean
-from recipe_lib.data.recipe1m import PARTITIONS, Assembly, Skip, check_file, entry_id, shown
+from recipe_lib.data.recipe1m_assembly import PARTITIONS, Assembly, Skip, check_file, entry_id, shown
 
 _REFUSED = "refused: a pickle of this data holds only dict, list, str and numbers"
 # GLOBAL and the like stay: they end in find_class, which says what was asked for.
