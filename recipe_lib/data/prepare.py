@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 from recipe_lib.data.clip_text import VOCABULARY, clip_ids
 from recipe_lib.data.images import ImageError, read_image, to_jpeg
-from recipe_lib.data.ingredients import IngredientClasses, ingredient_name, mentions
+from recipe_lib.data.ingredients import IngredientClasses, ingredient_names, mentions
 from recipe_lib.data.parallel import Workers
 from recipe_lib.data.recipe import DataError, Recipe
 from recipe_lib.data.shards import digest, finished, nested, parquet, remove, save
@@ -125,6 +125,9 @@ def _write_store(
         classes = classes.recounted(recipes_with)
     else:
         classes = IngredientClasses.from_counts(recipes_with, config.ingredient_classes)
+        # Now that the classes are known, lines that join two of them count for both.
+        jobs = ((folder, number, classes) for number in range(len(records)))
+        classes = IngredientClasses.from_counts(sum(pool.map(_mention, jobs), Counter()), config.ingredient_classes)
     write_text(folder / "tokenizer.json", tokenizer.to_str())
     classes.save(folder / "classes.csv")
 
@@ -190,7 +193,7 @@ def _write_recipes(folder: Path, number: int, recipes: list[Recipe], image_size:
         photos.setdefault(split, []).extend(jpegs)
         names = recipe.names
         if names is None:
-            names = [ingredient_name(line) for line in recipe.ingredients]
+            names = [ingredient_names(line) for line in recipe.ingredients]
         rows.setdefault(split, []).append(
             {
                 "id": recipe.id,
@@ -244,6 +247,13 @@ def _count(folder: Path, number: int, classes: IngredientClasses | None) -> tupl
         for names in table["names"].to_pylist():
             recipes_with.update(mentions(names, classes))
     return words, recipes_with
+
+
+def _mention(folder: Path, number: int, classes: IngredientClasses) -> Counter[str]:
+    """The number of a shard's paired training recipes that name each class."""
+    path = folder / "train" / f"{number:05d}.recipes.parquet"
+    lists = pq.read_table(path, columns=["names"])["names"].to_pylist() if path.is_file() else []
+    return Counter(name for names in lists for name in mentions(names, classes))
 
 
 def _write_tokens(folder: Path, number: int, tokenizer: str, classes: IngredientClasses, config: StoreConfig) -> dict:

@@ -26,8 +26,8 @@ class Recipe:
         instructions: steps, in order.
         images: photo files, or rendered dishes (H, W, 3) uint8; empty for a text-only recipe.
         split: "train", "val" or the name of a test split.
-        names: canonical ingredient of each line where the source knows it, else None: names are then made by rules.
-            Further names after those of the lines are in the recipe but on no known line.
+        names: canonical ingredient of each line where the source knows it, several with ";" between them; None: names
+            are then made by rules. Further names after those of the lines are in the recipe but on no known line.
         truth: the causal variables behind a synthetic dish; empty for real ones.
         image_root: photo files must lie in this folder once links are followed; None: the reader has checked them.
     """
