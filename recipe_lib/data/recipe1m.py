@@ -32,6 +32,7 @@ from recipe_lib.data.recipe1m_assembly import (
     check_file,
     check_folder,
     entry_id,
+    given_description,
     shown,
 )
 from recipe_lib.data.recipe1m_pickles import read_pickles
@@ -46,13 +47,14 @@ def read_recipe1m(
 ) -> tuple[Iterator[Recipe], Recipe1MReport]:
     """Recipes as a stream, and the report, which is right when the stream is exhausted.
 
-    Ids must be 10 hexadecimal digits. A recipe may lack its ingredients or its instructions, not both, and its title
-    may be empty, not absent. A recipe that layer2.json lacks is text-only, whatever the split lists say. Lost slashes
-    of ingredient lines are put back (`quantities`). Photos are not opened, and `Recipe.image_root` is their partition's
-    folder. An id that is twice in layer1.json comes twice.
+    Ids must be 10 hexadecimal digits; pickles may have others. A recipe may lack its ingredients or its instructions,
+    not both, and its title may be empty, not absent. A recipe that layer2.json lacks is text-only, whatever the split
+    lists say. Lost slashes of ingredient lines are put back (`quantities`). Photos are not opened, and
+    `Recipe.image_root` is their partition's folder. An id that is twice in layer1.json comes twice.
 
     Args:
-        folder: holds layer1.json and layer2.json, or else train.pkl, val.pkl and test.pkl (`recipe1m_pickles`).
+        folder: holds layer1.json and layer2.json, or else train.pkl, val.pkl and test.pkl (`recipe1m_pickles`), these
+            also in its folder `traindata`.
         image_dir: holds the folders train, val and test of the photos; default: `folder`.
         names: "rules": `Recipe.names` is None; "det_ingrs": names from det_ingrs.json, in lower case, None where it
             says that a line is none. Pickles bring labels of their own, and `names` is not used.
@@ -67,8 +69,10 @@ def read_recipe1m(
     check_folder(folder, "name the folder of Recipe1M")
     assembly = Assembly(Path(image_dir or folder), Recipe1MReport())
     official = os.path.lexists(folder / "layer1.json")
-    if not official and not os.path.lexists(folder / "train.pkl"):
-        raise DataError(f"{folder}: holds neither layer1.json (Recipe1M) nor train.pkl (the authors' pickles)")
+    pickles = folder if os.path.lexists(folder / "train.pkl") else folder / "traindata"
+    if not official and not os.path.lexists(pickles / "train.pkl"):
+        missing = "holds neither layer1.json (Recipe1M) nor train.pkl (the authors' pickles)"
+        raise DataError(f"{folder}: {missing}, nor does its traindata")
     check_folder(assembly.image_dir, "name the folder of the photos (image_dir)")
     partitions = [path for name in PARTITIONS if os.path.lexists(path := assembly.image_dir / name)]
     if not partitions:
@@ -78,7 +82,7 @@ def read_recipe1m(
     for path in partitions:
         check_folder(path, "unpack the photos again")
     if not official:
-        return read_pickles(folder, assembly), assembly.report
+        return read_pickles(pickles, assembly), assembly.report
     files = ["layer1.json", "layer2.json"] + ["det_ingrs.json"] * (names == "det_ingrs")
     for name in files:
         check_file(folder / name, "download it again")
@@ -147,7 +151,9 @@ def _recipes(
                 names = None
             repaired = [repair_quantities(line) for line in lines]
             photos = [f"{digits}.jpg" for digits in ID.findall(packed or "")]
-            recipe = assembly.recipe(id, partition, clean(title), repaired, steps, photos, names or None)
+            recipe = assembly.recipe(
+                id, partition, clean(title), repaired, steps, photos, names or None, given_description(entry)
+            )
         except Skip as reason:
             report.skipped.append(f"{where}: {reason}")
             continue

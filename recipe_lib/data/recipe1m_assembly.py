@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recipe_lib.data.recipe import DataError, Recipe
+from recipe_lib.data.recipe import DataError, Recipe, clean
 
 PARTITIONS = ("train", "val", "test")
 ID = re.compile(r"[0-9a-f]{10}")
@@ -25,7 +25,7 @@ class Recipe1MReport:
     repaired_lines: int = 0  # lost slashes put back
     unknown_photo_entries: int = 0  # ids of layer2.json that layer1.json lacks
     unknown_name_entries: int = 0  # ids of det_ingrs.json that layer1.json lacks
-    labels_without_line: int = 0  # of pickles: no line holds the ingredient, or the line has another label already
+    labels_without_line: int = 0  # of pickles: no line holds the ingredient
     listed_without_pair: int = 0  # ids of the split lists that no pair has
     unlisted: list[str] = field(default_factory=list)  # pairs that the list of their partition lacks, left out
     names_by_rules: list[str] = field(default_factory=list)  # det_ingrs.json does not fit their lines
@@ -53,10 +53,15 @@ class Assembly:
     def __post_init__(self) -> None:
         # A partition may be a link to another disk, made by the owner of the data; a photo in it may not lead out.
         self._roots = {name: (self.image_dir / name).resolve() for name in PARTITIONS}
+        segments = self.image_dir / "segment"
+        self._segments = segments.resolve() if segments.is_dir() else None
 
     def recipe(self, id: str, partition: str, title: str, lines: list[str], steps: list[str], photos: list[str],
-               names: list[str | None] | None = None) -> Recipe:  # fmt: skip
+               names: list[str | None] | None = None, description: str = "") -> Recipe:  # fmt: skip
         """From cleaned texts, empty ones dropped together with their name, and good names of photos.
+
+        Where there is a folder `segment` beside the photos, each photo has a folder of its segments (DAR):
+        segment/<partition>/0/1/2/3/0123456789/.
 
         Raises:
             Skip: neither an ingredient nor an instruction is left.
@@ -69,7 +74,14 @@ class Assembly:
         (self.report.pairs if photos else self.report.text_only)[partition] += 1
         folder = self.image_dir / partition
         paths = [folder.joinpath(*name[:4], name) for name in photos]
-        return Recipe(id, title, lines, steps, paths, partition, names, image_root=self._roots[partition])
+        segments = segment_root = None
+        if self._segments:
+            segment_root = self._segments / partition
+            segments = [Path(*name[:4], name.removesuffix(".jpg")) for name in photos]
+        return Recipe(
+            id, title, lines, steps, paths, partition, names, image_root=self._roots[partition],
+            description=description, segments=segments, segment_root=segment_root,
+        )  # fmt: skip
 
     def good_photos(self, where: str, photos: list[Any]) -> list[str]:
         """The names that can be a photo of Recipe1M; nothing else may ever become part of a path."""
@@ -109,6 +121,14 @@ def entry_id(entry: Any) -> str:
     if not isinstance(id, str) or not ID.fullmatch(id):
         raise Skip(f"id is {shown(id)}, must be 10 hexadecimal digits")
     return id
+
+
+def given_description(fields: dict) -> str:
+    """What DAR's authors had a model say of the recipe, on one line; "" where they did not. Skip for another type."""
+    text = fields.get("llama_13b_generation", "")
+    if not isinstance(text, str):
+        raise Skip(f"llama_13b_generation is {shown(text)}, must be text")
+    return clean(text)
 
 
 def shown(value: Any) -> str:
