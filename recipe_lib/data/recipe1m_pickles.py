@@ -68,8 +68,8 @@ class _Labels:
         whole, *parts = [label if label in allowed else None for label in labels]
         if whole is not None:
             return [whole]
-        if parts[0] is not None:
-            return [parts[0]] if None in parts else list(dict.fromkeys(parts))
+        if known := [label for label in dict.fromkeys(parts) if label is not None]:
+            return known
         words = _words(line[:400].lower()).split(" ")
         for length in range(min(self._longest, len(words)), 0, -1):
             for i in range(len(words) - length + 1):
