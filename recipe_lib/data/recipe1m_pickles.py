@@ -68,7 +68,8 @@ class _Labels:
         whole, *parts = [label if label in allowed else None for label in labels]
         if whole is not None:
             return [whole]
-        if known := [label for label in dict.fromkeys(parts) if label is not None]:
+        known = [label for label in dict.fromkeys(parts) if label is not None]
+        if parts[0] is not None:
             return known
         words = _words(line[:400].lower()).split(" ")
         for length in range(min(self._longest, len(words)), 0, -1):
@@ -76,7 +77,7 @@ class _Labels:
                 label = self._label.get(" ".join(words[i : i + length]))
                 if label in allowed:
                     return [label]
-        return []
+        return known
 
 
 def _words(text: str) -> str:
