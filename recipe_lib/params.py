@@ -219,8 +219,16 @@ TOGETHER = [
     (("text_tokens", "max_tokens"), lambda kind, most: kind == "words" or most >= 3, "two tokens are CLIP's own marks"),
     *(
         (
+            (wanted, f"{name}_backend", "source"),
+            lambda wanted, backend, source: not wanted or backend != "given" or source == "recipe1m",
+            f"{name}_backend given is for the files of DAR's authors, source recipe1m",
+        )
+        for wanted, name in (("descriptions", "description"), ("segments", "segment"))
+    ),
+    *(
+        (
             (f"{name}_backend", f"{name}_model"),
-            lambda backend, model: backend in ("cues", "superpixels") or model,
+            lambda backend, model: backend in ("cues", "superpixels", "given") or model,
             f"{name}_model must name the model",
         )
         for name in ("description", "segment")

@@ -33,6 +33,7 @@ from recipe_lib.data.store import TEXT_ONLY
 from recipe_lib.data.text import SentenceEncoder, word_tokenizer
 from recipe_lib.paths import write_text
 
+GIVEN = pa.schema([("description", pa.string()), ("segment_root", pa.string()), ("segments", pa.list_(pa.string()))])
 SHARD = 2048  # recipes of the source a shard; they may go to several splits
 
 
@@ -179,6 +180,7 @@ def _write_recipes(folder: Path, number: int, recipes: list[Recipe], image_size:
         return record
     remove(folder, lambda other: other == number)
     rows: dict[str, list[dict]] = {}
+    given: dict[str, list[dict]] = {}
     photos: dict[str, list[bytes]] = {}
     record = {"made_from": made_from, "recipes": {}, "without_photo": {}, "skipped": [], "files": {}}
     for recipe in recipes:
@@ -190,7 +192,7 @@ def _write_recipes(folder: Path, number: int, recipes: list[Recipe], image_size:
                 record["without_photo"][recipe.split] = record["without_photo"].get(recipe.split, 0) + 1
             continue
         split = recipe.split if jpegs else TEXT_ONLY
-        photos.setdefault(split, []).extend(jpegs)
+        photos.setdefault(split, []).extend(jpegs.values())
         names = recipe.names
         if names is None:
             names = [ingredient_names(line) for line in recipe.ingredients]
@@ -201,8 +203,15 @@ def _write_recipes(folder: Path, number: int, recipes: list[Recipe], image_size:
                 "ingredients": recipe.ingredients,
                 "instructions": recipe.instructions,
                 "names": names,
-                "photo_bytes": [len(jpeg) for jpeg in jpegs],
+                "photo_bytes": [len(jpeg) for jpeg in jpegs.values()],
                 "truth": json.dumps(recipe.truth, ensure_ascii=False),
+            }
+        )
+        given.setdefault(split, []).append(
+            {
+                "description": recipe.description,
+                "segment_root": str(recipe.segment_root or ""),
+                "segments": [str(recipe.segments[i]) for i in jpegs] if recipe.segments else [],
             }
         )
     strings = pa.list_(pa.string())
@@ -213,22 +222,26 @@ def _write_recipes(folder: Path, number: int, recipes: list[Recipe], image_size:
         record["recipes"][split] = len(found)
         name = f"{split}/{number:05d}"
         record["files"][f"{name}.recipes.parquet"] = save(folder / f"{name}.recipes.parquet", parquet(table))
+        if any(row["description"] or row["segments"] for row in given[split]):
+            table = pa.Table.from_pylist(given[split], GIVEN)
+            record["files"][f"{name}.given.parquet"] = save(folder / f"{name}.given.parquet", parquet(table))
         if photos[split]:
             record["files"][f"{name}.jpegs"] = save(folder / f"{name}.jpegs", b"".join(photos[split]))
     write_text(path, json.dumps(record))
     return record
 
 
-def _photos(recipe: Recipe, size: int, skipped: list[str]) -> list[bytes]:
-    photos = []
-    for image in recipe.images:
+def _photos(recipe: Recipe, size: int, skipped: list[str]) -> dict[int, bytes]:
+    """JPEG bytes of the photos that can be read, by their position among the recipe's."""
+    photos = {}
+    for position, image in enumerate(recipe.images):
         try:
             if isinstance(image, Path):
                 root = recipe.image_root
                 if root and not Path(os.path.realpath(image)).is_relative_to(root):
                     raise ImageError(f"{image}: is a link that leaves {root}; it is not read")
                 image = read_image(image)
-            photos.append(to_jpeg(image, size))
+            photos[position] = to_jpeg(image, size)
         except ImageError as error:
             skipped.append(f"recipe {recipe.id}: {error}")
     return photos
@@ -314,4 +327,5 @@ def _state(recipe: Recipe) -> str:
         else:
             images.append(f"{image.shape} {hashlib.sha256(image.tobytes()).hexdigest()}")
     fields = [recipe.id, recipe.title, recipe.ingredients, recipe.instructions, recipe.split, recipe.names]
-    return json.dumps([*fields, recipe.truth, images])
+    given = [recipe.description, str(recipe.segment_root), *map(str, recipe.segments or ())]
+    return json.dumps([*fields, recipe.truth, images, given])

@@ -76,7 +76,7 @@ class Assembly:
         paths = [folder.joinpath(*name[:4], name) for name in photos]
         segments = segment_root = None
         if self._segments:
-            segment_root = self._segments / partition
+            segment_root = (self._segments / partition).resolve()
             segments = [Path(*name[:4], name.removesuffix(".jpg")) for name in photos]
         return Recipe(
             id, title, lines, steps, paths, partition, names, image_root=self._roots[partition],
