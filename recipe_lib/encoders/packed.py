@@ -79,7 +79,8 @@ class MaskedTransformer(nn.Module):
     """Post-norm transformer with learned positions, then the mean over the real positions.
 
     It computes what nn.TransformerEncoder does under a padding mask, without the padding: linear layers, norms and
-    dropout work on one list of real tokens, attention on blocks of them.
+    dropout work on one list of real tokens, attention on blocks of them. Dropout falls on tokens + positions too, and
+    positions start as H-T's released code has them (Xavier's normal: std .06 for 50 x 512).
 
     Shape:
         x (R, L, E), mask (R, L) bool, True where real: the first ones of each row, at least one -> (R, E).
@@ -96,7 +97,8 @@ class MaskedTransformer(nn.Module):
         max_len: int = 50,
     ):
         super().__init__()
-        self.position = nn.Parameter(0.02 * torch.randn(max_len, dim))
+        self.position = nn.Parameter(nn.init.xavier_normal_(torch.empty(max_len, dim)))
+        self.dropout = nn.Dropout(dropout)
         layer = nn.TransformerEncoderLayer(dim, heads, feedforward, dropout, batch_first=True)
         self.encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
 
@@ -111,6 +113,7 @@ class MaskedTransformer(nn.Module):
         packing = Packing.of(mask)
         # F.embedding in place of indexing: its backward on a CPU adds whole rows, over all cores.
         x = F.embedding(rows.flatten()[packing.cells], table) + F.embedding(packing.column, self.position)  # (T, E)
+        x = _dropout(x, self.dropout)
         for layer in self.encoder.layers:
             x = layer.norm1(x + _dropout(_attend(layer.self_attn, x, packing.blocks), layer.dropout1))
             hidden = _dropout(layer.activation(layer.linear1(x)), layer.dropout)

@@ -67,7 +67,7 @@ class HierarchicalEncoder(nn.Module, ABC):
 class RecipeEncoder(HierarchicalEncoder):
     """Title, ingredients and instructions -> one vector.
 
-    A first transformer a component reads the words of a sentence; a second one, for ingredients and instructions,
+    A first transformer per component reads the words of a sentence; a second one, for ingredients and instructions,
     reads the sentence vectors.
 
     Args:
@@ -82,8 +82,7 @@ class RecipeEncoder(HierarchicalEncoder):
 
     def __init__(self, vocabulary: int, embed_dim: int, *, dim: int = 512, **transformer: float):
         super().__init__()
-        self.word = nn.Embedding(vocabulary, dim, padding_idx=PAD)
-        nn.init.normal_(self.word.weight, std=0.02)  # as the positions: neither drowns the other
+        self.word = nn.Embedding(vocabulary, dim, padding_idx=PAD)  # N(0, 1), as in the released code
         self.words = nn.ModuleDict({name: MaskedTransformer(dim, **transformer) for name in COMPONENTS})
         self.sentences = nn.ModuleDict({name: MaskedTransformer(dim, **transformer) for name in COMPONENTS[1:]})
         self.fc = nn.Linear(3 * dim, embed_dim)

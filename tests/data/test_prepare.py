@@ -52,7 +52,12 @@ def test_token_ids_are_the_words_and_labels_point_to_their_lines(tmp_path):
         [store.tokenizer.id_to_token(t) for t in split.words[a:b]]
         for a, b in zip(split.sentence_start, split.sentence_start[1:], strict=False)
     ]
-    assert words[:3] == [["soup", "0"], ["1", "onion", ",", "chopped"], ["2", "cups", "stock"]]
+    assert all((sentence[0], sentence[-1]) == ("<start>", "<end>") for sentence in words)
+    assert [sentence[1:-1] for sentence in words[:3]] == [
+        ["soup", "0"],
+        ["1", "onion", ",", "chopped"],
+        ["2", "cups", "stock"],
+    ]
     assert split.ingredient_lines.tolist() == [3] and len(words) == 1 + 3 + 2
     names = [store.classes.names[label] for label in split.labels]
     assert list(zip(names, split.positions.tolist(), strict=True)) == [("onion", 0), ("stock", 1), ("onion", 2)]
@@ -92,7 +97,7 @@ def test_limits_and_empty_fields(tmp_path):
     prepare([long, bare, *EVAL], tmp_path / "data", CONFIG)
     split = Store(tmp_path / "data").split("train")
     lengths = np.diff(split.sentence_start)
-    assert lengths.max() <= 15 and lengths.min() >= 1, "an empty field is one <unk>, no mean is over nothing"
+    assert lengths.max() == 15 and lengths.min() == 2, "an empty field is <start> and <end>: no mean is over nothing"
     assert np.diff(split.recipe_start).tolist() == [1 + 20 + 1, 1 + 1 + 1]
     assert split.positions[split.label_start[0] : split.label_start[1]].tolist() == [*range(20), *[-1] * 481]
     assert split.positions[split.label_start[1] :].tolist() == [0], "the empty line before it was not tokenised"

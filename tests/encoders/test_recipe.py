@@ -142,6 +142,29 @@ def test_dropout_drops_its_share_and_keeps_the_mean():
     assert _dropout(x, drop.eval()) is x
 
 
+def test_words_and_positions_start_as_released():
+    torch.manual_seed(0)
+    model = RecipeEncoder(4000, 8, dim=512, layers=1)
+    assert float(model.word.weight[1:].detach().std()) == pytest.approx(1, abs=0.01)
+    for block in (*model.words.values(), *model.sentences.values()):
+        assert float(block.position.detach().std()) == pytest.approx((2 / (50 + 512)) ** 0.5, abs=0.002)
+
+
+def test_dropout_falls_on_words_and_positions_too():
+    model, recipes = make(dropout=0.5).train(), batch(random_recipes(9))
+    seen = []
+    for block in (model.words["title"], model.sentences["ingredients"]):
+        layer = block.encoder.layers[0]
+        layer.norm1.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+        with torch.no_grad():  # nothing but the input is left in what the first norm gets
+            layer.self_attn.out_proj.weight.zero_()
+            layer.self_attn.out_proj.bias.zero_()
+    model(recipes)
+    assert len(seen) == 2
+    for x in seen:
+        assert float((x == 0).float().mean().detach()) == pytest.approx(0.5, abs=0.06)
+
+
 def test_training_drops_out_and_evaluation_does_not():
     model, recipes = make(dropout=0.5), batch(random_recipes(3))
     assert torch.equal(model(recipes).embedding, model(recipes).embedding)
