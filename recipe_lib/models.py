@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from recipe_lib.causal import BackdoorAdjustment, ingredient_weights, marginal_weights
 from recipe_lib.classifier import IngredientClassifier
 from recipe_lib.data.loading import RecipeBatch
-from recipe_lib.encoders.captions import CaptionEncoder, CLIPImageEncoder
+from recipe_lib.encoders.captions import CaptionEncoder, CLIPImageEncoder, ZeroShotEncoder
 from recipe_lib.encoders.clip import clip_towers
 from recipe_lib.encoders.dar import DARImageEncoder, DARRecipeEncoder, DescriptionEncoder, SegmentEncoder
 from recipe_lib.encoders.image import ImageEncoder
@@ -72,10 +72,15 @@ class SystemConfig:
 
     Args:
         encoders: "ht": a timm backbone and transformers over words; "clip": frozen CLIP towers with adapters;
-            "captions": CLIP's towers alone, trained whole, a recipe read as one caption.
+            "captions": CLIP's towers alone, trained whole, a recipe read as one caption; "zero_shot": the same, a
+            recipe read as the mean of its components.
         pretrained: load the published weights of the backbone, or the towers' weights `clip_pretrained`.
+        embed_dim: D. CLIP brings its own: a system's config says that one, whatever it was built with.
+        adapters: which encoders have them, those of photos, those of texts (descriptions too): "both", "image", "text"
+            or "none".
         descriptions: "adapted" or "frozen": encode imagined descriptions, by adapters of their own or without any.
         segments: encode this many segments of each photo, at most as many as are stored.
+        segment_encoder: "frozen", or "adapted": with adapters of its own.
     """
 
     vocabulary: int
@@ -92,10 +97,12 @@ class SystemConfig:
     dropout: float = 0.1
     clip_model: str = "ViT-B-16"
     clip_pretrained: str = ""
+    adapters: str = "both"
     adapter_width: int = 64
     adapter_reduction: int = 0
     descriptions: str = ""
     segments: int = 0
+    segment_encoder: str = "frozen"
     debiasing: Debiasing = field(default_factory=Debiasing)
 
     @property
@@ -137,12 +144,13 @@ class RetrievalSystem(nn.Module):
         super().__init__()
         self.config = config
         self.description_encoder = self.segment_encoder = None
-        build = {"ht": self._build_ht, "clip": self._build_clip, "captions": self._build_captions}
-        build[config.encoders]()
-        self.embed_dim = config.embed_dim if config.encoders != "captions" else self.recipe_encoder.dim
-        # One projection for each ordered pair of components, used by the self-supervised loss alone.
-        pairs = [(a, b) for a in COMPONENTS for b in COMPONENTS if a != b and config.encoders != "captions"]
+        build = {"ht": self._build_ht, "clip": self._build_clip}
+        build.get(config.encoders, self._build_towers)()
         dim = self.recipe_encoder.dim
+        if config.encoders != "ht":
+            self.config = config = replace(config, embed_dim=dim)
+        # One projection for each ordered pair of components, used by the self-supervised loss alone.
+        pairs = [(a, b) for a in COMPONENTS for b in COMPONENTS if a != b and config.encoders in ("ht", "clip")]
         self.projections = nn.ModuleDict({f"{a}_{b}": nn.Linear(dim, dim) for a, b in pairs})
         attached = config.debiasing
         self.classifier = self.adjustment = None
@@ -158,7 +166,7 @@ class RetrievalSystem(nn.Module):
         if attached.weights:
             if dictionary is None:
                 dictionary = torch.zeros(config.num_classes, dim)  # filled by load_state_dict
-            self.adjustment = BackdoorAdjustment(dictionary, self.embed_dim, normalise=attached.normalise)
+            self.adjustment = BackdoorAdjustment(dictionary, config.embed_dim, normalise=attached.normalise)
         if attached.weights == "marginal":
             self.register_buffer("prior", torch.ones(config.num_classes) if prior is None else prior.clone())
 
@@ -174,19 +182,21 @@ class RetrievalSystem(nn.Module):
     def _build_clip(self) -> None:
         config = self.config
         image, text = clip_towers(config.clip_model, pretrained=config.clip_pretrained, load=config.pretrained)
-        adapters = {"width": config.adapter_width, "reduction": config.adapter_reduction}
-        self.image_encoder = DARImageEncoder(image, config.embed_dim, **adapters)
-        self.recipe_encoder = DARRecipeEncoder(text, config.embed_dim, **adapters, **config.recipe_transformer)
+        none = {"width": 0}
+        own = {"width": config.adapter_width, "reduction": config.adapter_reduction}
+        photos, texts = (own if config.adapters in ("both", side) else none for side in ("image", "text"))
+        self.image_encoder = DARImageEncoder(image, **photos)
+        self.recipe_encoder = DARRecipeEncoder(text, **texts, **config.recipe_transformer)
         if config.descriptions:
-            own = adapters if config.descriptions == "adapted" else {"width": 0}
-            self.description_encoder = DescriptionEncoder(text, config.embed_dim, **own)
+            self.description_encoder = DescriptionEncoder(text, **(texts if config.descriptions == "adapted" else none))
         if config.segments:
-            self.segment_encoder = SegmentEncoder(image, config.embed_dim)
+            self.segment_encoder = SegmentEncoder(image, **(photos if config.segment_encoder == "adapted" else none))
 
-    def _build_captions(self) -> None:
+    def _build_towers(self) -> None:
         model, weights, load = self.config.clip_model, self.config.clip_pretrained, self.config.pretrained
         image, text = clip_towers(model, pretrained=weights, load=load, frozen=False)
-        self.image_encoder, self.recipe_encoder = CLIPImageEncoder(image), CaptionEncoder(text)
+        read = {"captions": CaptionEncoder, "zero_shot": ZeroShotEncoder}[self.config.encoders]
+        self.image_encoder, self.recipe_encoder = CLIPImageEncoder(image), read(text)
 
     def encode_images(self, images: Tensor, labels: Tensor | None = None) -> ImageFeatures:
         """(B, 3, H, W) uint8 -> ImageFeatures. `labels` (B, K) are read by the oracle and by nothing else."""
@@ -231,9 +241,9 @@ class RetrievalSystem(nn.Module):
         with torch.autocast("cpu", enabled=False):
             return self.description_encoder(tokens)
 
-    def encode_segments(self, features: Tensor, mask: Tensor) -> Tensor:
-        """(B, n, E) features of segments, mask (B, n) -> (B, D)."""
-        return self.segment_encoder(features.float(), mask)
+    def encode_segments(self, segments: Tensor, mask: Tensor) -> Tensor:
+        """(B, n, E) features or (B, n, 3, S, S) uint8 pixels of segments, mask (B, n) -> (B, D)."""
+        return self.segment_encoder(segments, mask)
 
     def self_supervised_loss(self, features: RecipeFeatures, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """Mean over the ordered pairs of components of the loss between one and the projection of the other."""
@@ -260,13 +270,16 @@ def attach(
     return system
 
 
-def bare_towers(system: RetrievalSystem) -> RetrievalSystem:
-    """The CLIP towers of a system, without what the study put on them: its zero-shot score, and how towers are trained.
+def bare_towers(system: RetrievalSystem, encoders: str = "captions") -> RetrievalSystem:
+    """The CLIP towers of a system, without what the study put on them.
 
     The new system has its own copy; `set_towers` puts one back.
+
+    Args:
+        encoders: "captions", how towers are trained, or "zero_shot", how DAR scores them.
     """
     bare = replace(
-        system.config, encoders="captions", pretrained=False, descriptions="", segments=0, debiasing=Debiasing()
+        system.config, encoders=encoders, pretrained=False, descriptions="", segments=0, debiasing=Debiasing()
     )
     towers = RetrievalSystem(bare)
     set_towers(towers, system)

@@ -215,6 +215,11 @@ TOGETHER = [
         lambda encoders, pretrained, weights: encoders == "ht" or pretrained == bool(weights),
         "CLIP's towers have weights where both pretrained and clip_pretrained say so",
     ),
+    (
+        ("segment_encoder", "adapters"),
+        lambda segments, sides: segments == "frozen" or sides in ("both", "image"),
+        "segment_encoder adapted needs adapters on the image side",
+    ),
     (("clip_model", "crop_size", "encoders"), _is_read, "crop_size must be the side of the photos that the CLIP reads"),
     (("text_tokens", "max_tokens"), lambda kind, most: kind == "words" or most >= 3, "two tokens are CLIP's own marks"),
     *(

@@ -1,4 +1,4 @@
-"""Features of photos' segments: the tower that reads them is frozen, so they are computed once a run and kept."""
+"""Features of photos' segments, computed once for each state of their encoder, and kept."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 
-from recipe_lib.data.images import decode_jpeg
+from recipe_lib.data.loading import segment_pixels
 from recipe_lib.data.store import Split
 from recipe_lib.models import RetrievalSystem
 from recipe_lib.paths import write_text
@@ -20,12 +19,13 @@ BATCH = 256  # segments encoded together
 FLUSH = 200  # batches that a kill can lose
 
 
+@torch.no_grad()
 def segment_features(system: RetrievalSystem, split: Split, folder: Path, *, first_only: bool = False) -> Path:
     """Encode the segments of a split's photos, or find the file of those that are encoded already.
 
     Args:
         system: with a segment encoder.
-        folder: where features are kept, a file for each split and state of tower and segments.
+        folder: where features are kept, a file for each split and state of tower, adapters and segments.
         first_only: of each recipe's first photo alone.
 
     Returns:
@@ -35,13 +35,13 @@ def segment_features(system: RetrievalSystem, split: Split, folder: Path, *, fir
     counts = split.segment_counts
     photos = split.photo_start[:-1] if first_only else np.arange(len(counts))
     state = hashlib.sha256(f"{split.extras['segments']['sha256']} {split.name} {first_only}".encode())
-    for value in encoder.tower.state_dict().values():
+    for value in (*encoder.tower.state_dict().values(), *encoder.state_dict().values()):
         state.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     path = folder / f"segments-{split.name}-{state.hexdigest()[:16]}.npy"
     if path.is_file():
         return path
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    encoder.tower.to(device)
+    encoder.to(device).tower.to(device)
     partial = path.with_suffix(".partial")
     shape = (len(photos), max(1, int(counts.max(initial=0))), encoder.tower.dim)
     # An interrupted run goes on: `.rows` says up to where its features are on the disk.
@@ -55,11 +55,10 @@ def segment_features(system: RetrievalSystem, split: Split, folder: Path, *, fir
         if number and number % FLUSH == 0:
             features.flush()
             write_text(finished, str(start))
-        rows = photos[start : start + step]
-        inside = np.arange(shape[1]) < counts[rows][:, None]
-        if inside.any():
-            found = encoder.features(_pixels(split, rows).to(device)).float().cpu().numpy()
-            features[start : start + step][inside] = found
+        pixels, mask = segment_pixels(split, photos[start : start + step], shape[1])
+        if mask.any():
+            encoded = encoder.features(pixels[mask].to(device)).float().cpu().numpy()
+            features[start : start + step, : mask.shape[1]][mask.numpy()] = encoded
     features.flush()
     os.replace(partial, path)
     finished.unlink(missing_ok=True)
@@ -69,11 +68,3 @@ def segment_features(system: RetrievalSystem, split: Split, folder: Path, *, fir
 def load_features(system: RetrievalSystem, path: Path) -> np.ndarray:
     """What `segment_features` left, as many segments of each photo as the system reads; the file stays on disk."""
     return np.load(path, mmap_mode="r", allow_pickle=False)[:, : system.config.segments]
-
-
-def _pixels(split: Split, photos: np.ndarray) -> Tensor:
-    """(segments, 3, S, S) uint8 of some photos."""
-    recipes = np.searchsorted(split.photo_start, photos, "right") - 1
-    places = zip(recipes.tolist(), (photos - split.photo_start[recipes]).tolist(), strict=True)
-    parts = [np.asarray(decode_jpeg(jpeg)) for row, which in places for jpeg in split.segments(row, which)]
-    return torch.from_numpy(np.stack(parts)).permute(0, 3, 1, 2)

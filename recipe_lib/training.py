@@ -76,10 +76,11 @@ class TrainingConfig:
 
 
 def pair_loss(config: TrainingConfig) -> Callable[[Tensor, Tensor], Tensor]:
-    """The loss between two sides, (B, D) each, row for row; "pooled_circle" is that of DAR's released code."""
+    """The loss between two sides, (B, D) each, row for row."""
     if config.loss == "triplet":
         return partial(triplet_loss, margin=config.margin)
-    return partial(circle_loss, margin=config.margin, gamma=config.gamma, pooled=config.loss == "pooled_circle")
+    over = {"circle": "batch", "circle_per_query": "query", "circle_released": "triangle"}[config.loss]
+    return partial(circle_loss, margin=config.margin, gamma=config.gamma, over=over)
 
 
 def learning_rate(config: TrainingConfig, done: float) -> float:
@@ -242,7 +243,7 @@ def train(
     resume = _resumable(folder / "last.ckpt", started_as)
     write_text(folder / "started.json", json.dumps({"fingerprint": started_as}))
     segments = None
-    if system.segment_encoder is not None:
+    if system.segment_encoder is not None and system.segment_encoder.adapters is None:
         segments = segment_features(system, store.split("train"), kept or folder)
     if config.world == 1:
         return fit(system, store, config, folder, resume, segments)
@@ -280,7 +281,7 @@ def fit(
 
     Args:
         resume: checkpoint to go on from.
-        segments: file of the training photos' segment features, where the system encodes segments.
+        segments: file of the training photos' segment features, where the system's segment encoder is frozen.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is free to differ from run to run
     torch.use_deterministic_algorithms(True, warn_only=True)  # on a GPU fused attention has no such backward
@@ -349,7 +350,7 @@ def _loaders(
         augment=True,
         seed=config.seed,
         descriptions=system.description_encoder is not None,
-        segments=None if segments is None else load_features(system, segments),
+        segments=load_features(system, segments) if segments else system.config.segments,
     )
     share = {"rank": rank, "world": world}
     texts = len(text) if text else 0

@@ -9,7 +9,7 @@ import torch
 from recipe_lib.causal import ingredient_dictionary
 from recipe_lib.comparisons import beside, compare, compare_falls, intervals, sentence
 from recipe_lib.data.images import decode_jpeg
-from recipe_lib.data.loading import recipe_batch
+from recipe_lib.data.loading import recipe_batch, segment_pixels
 from recipe_lib.evaluation import (
     COLUMNS,
     classifier_metrics,
@@ -212,8 +212,23 @@ def test_descriptions_and_segments_of_a_split(dar, clip_store, tmp_path):
     torch.testing.assert_close(found.recipes, dar.encode_recipes(recipe_batch(split, np.arange(30))).embedding)
 
 
-def test_captions_of_a_split(dar, clip_store):
-    bare, split = bare_towers(dar).eval(), clip_store.split("iid")
+def test_adapted_segments_of_a_split(clip_config, clip_store, tmp_path):
+    torch.manual_seed(0)
+    system = RetrievalSystem(replace(clip_config, segment_encoder="adapted", segments=2)).eval()
+    split = clip_store.split("iid")
+    photos = split.photo_start[:-1]
+    pixels, mask = segment_pixels(split, photos, 2)
+    with torch.no_grad():
+        expected = system.encode_segments(pixels, mask)
+    found = encode(system, split, crop=56, kept=tmp_path)
+    torch.testing.assert_close(found.segments, expected, rtol=1e-4, atol=1e-5)
+    system.segment_encoder.adapters.up[0].bias.data[0] += 1  # all channels alike: LayerNorm would not see it
+    assert not torch.allclose(encode(system, split, crop=56, kept=tmp_path).segments, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("encoders", ["captions", "zero_shot"])
+def test_bare_towers_of_a_split(dar, clip_store, encoders):
+    bare, split = bare_towers(dar, encoders).eval(), clip_store.split("iid")
     expected = bare.encode_recipes(recipe_batch(split, np.arange(30))).embedding
     torch.testing.assert_close(encode_recipes(bare, split), expected, rtol=1e-4, atol=1e-5)
 

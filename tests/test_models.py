@@ -117,6 +117,71 @@ def clip_batch(clip_store):
     return StudyDataset(clip_store.split("train"), 56, descriptions=True, segments=features)[Draw(rows, True, 0)]
 
 
+def test_the_joint_space_is_clips_own(dar, clip_batch):
+    photo = dar.image_encoder
+    expected = photo.tower.pool(photo.tower(clip_batch.images, photo.adapters))
+    assert torch.equal(dar.encode_images(clip_batch.images).embedding, expected)
+    text = dar.description_encoder
+    assert torch.equal(
+        dar.encode_descriptions(clip_batch.descriptions), text.tower(clip_batch.descriptions, text.adapters)
+    )
+    assert dar.config.embed_dim == dar.recipe_encoder.dim == 128, "whatever the configuration said"
+    again = RetrievalSystem(SystemConfig.from_dict(dar.config.to_dict()))
+    again.load_state_dict(dar.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("adapters", "photos", "texts"), [("both", 1, 1), ("image", 1, 0), ("text", 0, 1), ("none", 0, 0)]
+)
+def test_adapters_by_side(clip_config, adapters, photos, texts):
+    system = RetrievalSystem(replace(clip_config, adapters=adapters, segment_encoder="adapted"))
+    own = {name.split(".")[0] for name, p in system.named_parameters() if "adapters" in name and p.requires_grad}
+    expected = {"image_encoder", "segment_encoder"} if photos else set()
+    expected |= {"recipe_encoder", "description_encoder"} if texts else set()
+    assert own == expected
+
+
+def adapters_at(width, bottleneck):
+    """Two after each of twelve blocks."""
+    return 24 * (2 * width * bottleneck + bottleneck + width)
+
+
+# By part, the released code trains exactly these: 34.8 M with a reduction of 4, 41.9 M with segment adapters too.
+SENTENCES = 2 * (2 * (4 * 512 * 513 + 2 * 512 * 2048 + 2048 + 512 + 4 * 512) + 50 * 512)
+MERGER, PROJECTIONS = 3 * 512 * 512 + 512, 6 * 512 * 513
+
+
+@pytest.mark.parametrize(
+    ("bottleneck", "image", "text", "segment_encoder", "trainable"),
+    [
+        ({"adapter_width": 64}, 64, 64, "frozen", 23_749_632),
+        ({"adapter_width": 64}, 64, 64, "adapted", 26_128_896),
+        ({"adapter_reduction": 4}, 192, 128, "frozen", 34_768_896),
+        ({"adapter_reduction": 4}, 192, 128, "adapted", 41_869_824),
+    ],
+)
+def test_parameters_at_the_papers_size(bottleneck, image, text, segment_encoder, trainable):
+    config = SystemConfig(
+        0, 500, encoders="clip", descriptions="adapted", segments=4, segment_encoder=segment_encoder, **bottleneck
+    )
+    with torch.device("meta"):
+        table = parameter_table(RetrievalSystem(config))
+    expected = {
+        "image_encoder.adapters": adapters_at(768, image),
+        "recipe_encoder.adapters": 3 * adapters_at(512, text),
+        "description_encoder.adapters": adapters_at(512, text),
+        "recipe_encoder.sentences": SENTENCES,
+        "recipe_encoder.fc": MERGER,
+    }
+    if segment_encoder == "adapted":
+        expected["segment_encoder.adapters"] = adapters_at(768, image)
+    found = table["trainable"]
+    assert {name: found[name] for name in expected} == expected
+    assert found[found.index.str.startswith("projections.")].sum() == PROJECTIONS
+    assert sum(expected.values()) + PROJECTIONS == found["total"] == trainable
+    assert table.loc["total", "frozen"] == 149_620_737 - 1, "CLIP's without its logit scale, each tower once"
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_debiasing_module_attaches_to_clip_as_it_is(dar, clip_batch, name):
     dictionary = torch.randn(20, dar.recipe_encoder.dim, generator=torch.Generator().manual_seed(2))
@@ -152,6 +217,9 @@ def test_bare_towers_are_a_copy_that_trains_and_goes_back(dar, clip_batch):
     assert all(p.requires_grad for p in bare.parameters()) and not bare.projections
     features = bare.encode_recipes(clip_batch.recipes)
     assert features.components == () and features.embedding.shape == (6, text.dim)
+    zero_shot = bare_towers(dar, "zero_shot")
+    features = zero_shot.encode_recipes(clip_batch.recipes)
+    torch.testing.assert_close(features.embedding, sum(features.components) / 3)
     before = dar.encode_images(clip_batch.images).embedding
     with torch.no_grad():
         bare.image_encoder.tower.visual.proj.mul_(-1)
@@ -173,7 +241,7 @@ def test_a_caption_is_title_and_ingredient_lines(dar, clip_store, clip_batch):
 
 
 def test_no_adapters_and_frozen_descriptions_train_heads_alone(clip_config):
-    frozen = RetrievalSystem(replace(clip_config, adapter_width=0))
+    frozen = RetrievalSystem(replace(clip_config, adapters="none"))
     assert not [name for name, p in frozen.named_parameters() if "adapters" in name]
     mixed = RetrievalSystem(replace(clip_config, descriptions="frozen"))
     assert mixed.description_encoder.adapters is None and mixed.image_encoder.adapters is not None

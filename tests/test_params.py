@@ -267,6 +267,7 @@ def test_the_shared_empty_file(schema):
         ("descriptions: true", "read by encoders clip alone"),
         ("encoders: clip\ntext_tokens: clip\npretrained: true", "have weights where both"),
         ("encoders: clip\ntext_tokens: clip\nclip_pretrained: openai", "have weights where both"),
+        ("segment_encoder: adapted\nadapters: text", "needs adapters on the image side"),
         ("text_tokens: clip\nmax_tokens: 2\nencoders: clip", "CLIP's own marks"),
         ("crop_size: 48\ntext_tokens: clip\nencoders: clip", "side of the photos that the CLIP reads"),
         ("clip_model: ViT-B-1\ntext_tokens: clip\nencoders: clip", "no such model; near: ViT-B"),

@@ -50,7 +50,7 @@ def test_they_are_kept_for_the_tower_that_made_them(dar, clip_store, tmp_path, m
     monkeypatch.setattr(type(dar.segment_encoder), "features", lambda *_: pytest.fail("they are there"))
     assert segment_features(dar, split, tmp_path, first_only=True) == path
     monkeypatch.undo()
-    dar.image_encoder.fc.weight.data += 1  # not the tower
+    dar.image_encoder.adapters.up[0].bias.data += 1  # not the tower
     assert segment_features(dar, split, tmp_path, first_only=True) == path
     dar.image_encoder.tower.visual.proj.data += 1
     other = segment_features(dar, split, tmp_path, first_only=True)

@@ -12,10 +12,11 @@ import torch
 from safetensors.torch import load_file
 
 from recipe_lib.evaluation import encode
+from recipe_lib.losses import circle_loss
 from recipe_lib.models import RetrievalSystem, bare_towers
 from recipe_lib.retrieval import evaluate
 from recipe_lib.saving import load_system
-from recipe_lib.training import TrainingConfig, learning_rate, train
+from recipe_lib.training import TrainingConfig, learning_rate, pair_loss, train
 
 CONFIG = TrainingConfig(
     epochs=3, batch_size=32, crop_size=48, optimizer="adamw", learning_rate=2e-3, lr_schedule="cosine", seed=5
@@ -144,9 +145,28 @@ def test_every_level_learns_and_no_tower_moves(clip_store, clip_config, tmp_path
     after = load_system(tmp_path / "a").state_dict()
     moved = {k for k, v in before.items() if not torch.equal(v, after[k])}
     assert moved and not [name for name in moved if ".tower." in name]
-    for part in ("image_encoder.adapters", "recipe_encoder.adapters", "description_encoder.", "segment_encoder."):
+    for part in ("image_encoder.adapters", "recipe_encoder.adapters", "description_encoder."):
         assert [name for name in moved if name.startswith(part)], part
     assert len(list(tmp_path.glob("segments-train-*.npy"))) == 1
+
+
+def test_adapted_segments_learn(clip_store, clip_config, tmp_path):
+    system = fresh(replace(clip_config, segment_encoder="adapted", segments=2))
+    before = {k: v.clone() for k, v in system.state_dict().items() if k.startswith("segment_encoder.")}
+    history = train(system, clip_store, replace(CLIP, epochs=3), tmp_path)
+    after = load_system(tmp_path).state_dict()
+    assert before and not any(torch.equal(v, after[k]) for k, v in before.items())
+    assert history["segments"].iloc[-1] < history["segments"].iloc[0]
+    assert not list(tmp_path.glob("segments-*.npy")), "they change at every step: nothing to keep"
+
+
+@pytest.mark.parametrize(
+    ("loss", "over"), [("circle", "batch"), ("circle_per_query", "query"), ("circle_released", "triangle")]
+)
+def test_the_circle_losses_by_name(loss, over):
+    a, b = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0))
+    found = pair_loss(replace(CLIP, loss=loss, gamma=8.0))(a, b)
+    assert torch.equal(found, circle_loss(a, b, margin=0.25, gamma=8.0, over=over))
 
 
 def test_weights_of_the_levels_take_them_out(clip_store, clip_config, tmp_path):

@@ -40,7 +40,8 @@ class Batch:
 
     Shape:
         images (B, 3, H, W) uint8; labels (B, K) float; descriptions (B, L) int64 ids of CLIP; segments (B, n, E)
-        features, their mask (B, n) bool. The last three are None for systems that do not read them.
+        features or (B, n, 3, S, S) uint8 pixels, their mask (B, n) bool. The last three are None for systems that do
+        not read them.
     """
 
     recipes: RecipeBatch
@@ -86,6 +87,25 @@ def _ragged(values: np.ndarray, start: np.ndarray, length: np.ndarray) -> Tensor
     return torch.from_numpy(out)
 
 
+def segment_pixels(split: Split, photos: np.ndarray, most: int) -> tuple[Tensor, Tensor]:
+    """Segments of some photos of a split, by the photos' numbers: (photos, n, 3, S, S) uint8, mask (photos, n) bool.
+
+    n is `most`, or the most that one of these photos has where that is fewer, but at least 1.
+    """
+    counts = np.minimum(split.segment_counts[photos], most)
+    recipes = np.searchsorted(split.photo_start, photos, "right") - 1
+    places = zip(recipes.tolist(), (photos - split.photo_start[recipes]).tolist(), counts.tolist(), strict=True)
+    parts = [
+        np.asarray(decode_jpeg(jpeg)) for row, which, count in places for jpeg in split.segments(row, which)[:count]
+    ]
+    size = split.extras["segments"]["size"]
+    mask = np.arange(max(1, counts.max(initial=0))) < counts[:, None]
+    pixels = np.zeros((*mask.shape, size, size, 3), np.uint8)
+    if parts:
+        pixels[mask] = parts
+    return torch.from_numpy(pixels).permute(0, 1, 4, 2, 3), torch.from_numpy(mask)
+
+
 class Draw(NamedTuple):
     """What one step takes: rows of the paired or the text-only recipes, and the epoch that seeds augmentation."""
 
@@ -104,7 +124,8 @@ class StudyDataset(Dataset):
         augment: random crop, flip and choice among a recipe's photos; else centre crop of the first photo.
         seed: the same seed, epoch and rows give the same batch in any worker.
         descriptions: batches hold the imagined descriptions.
-        segments: (photos of the split, n, E) features of each photo's segments; batches hold those of its photos.
+        segments: (photos of the split, n, E) features of each photo's segments; batches hold those of its photos. Or
+            a number: batches hold the pixels of at most so many segments of each photo; 0: none.
     """
 
     def __init__(
@@ -116,7 +137,7 @@ class StudyDataset(Dataset):
         augment: bool = False,
         seed: int = 0,
         descriptions: bool = False,
-        segments: np.ndarray | None = None,
+        segments: np.ndarray | int = 0,
     ):
         self.split, self.text_only, self.crop, self.augment, self.seed = split, text_only, crop, augment, seed
         self.descriptions, self.segments = descriptions, segments
@@ -138,7 +159,10 @@ class StudyDataset(Dataset):
         batch = Batch(recipe_batch(self.split, draw.rows), rows, torch.from_numpy(images).permute(0, 3, 1, 2), labels)
         if self.descriptions:
             batch.descriptions = torch.from_numpy(self.split.description_tokens(draw.rows))
-        if self.segments is not None:
+        if isinstance(self.segments, int):
+            if self.segments:
+                batch.segments, batch.segment_mask = segment_pixels(self.split, photos, self.segments)
+        else:
             batch.segments = torch.from_numpy(self.segments[photos])
             there = self.split.segment_counts[photos][:, None]
             batch.segment_mask = torch.from_numpy(np.arange(self.segments.shape[1]) < there)

@@ -1,14 +1,17 @@
-"""CLIP as it is: a photo against one text, without adapters, heads or hierarchy (Radford et al., arXiv:2103.00020)."""
+"""CLIP as it is, without adapters, heads or transformers over sentences (Radford et al., arXiv:2103.00020)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recipe_lib.data.clip_text import CONTEXT, clip_ids
 from recipe_lib.data.loading import RecipeBatch
 from recipe_lib.encoders.clip import ImageTower, TextTower
-from recipe_lib.encoders.recipe import RecipeFeatures
+from recipe_lib.encoders.recipe import HierarchicalEncoder, RecipeFeatures
 
 
 class CLIPImageEncoder(nn.Module):
@@ -77,3 +80,35 @@ class CaptionEncoder(nn.Module):
         for row, text in zip(tokens, texts, strict=True):
             row[: len(text) + 2] = torch.tensor([start, *text, end])
         return tokens.to(recipes.tokens.device)
+
+
+class ZeroShotEncoder(HierarchicalEncoder):
+    """CLIP's zero-shot recipe: the mean of title, ingredients and instructions, as DAR scores it (arXiv:2312.04763).
+
+    The paper says that the three are averaged, not how. Here each is the mean of its sentences' vectors, and nothing is
+    L2-normalised before a mean, as DAR's segments are averaged. A component without a sentence counts as zeros, which
+    leaves the direction of the others.
+
+    Shape:
+        RecipeBatch of B recipes, tokens as `clip_ids` gives them -> embedding (B, E), three components (B, E).
+    """
+
+    def __init__(self, tower: TextTower):
+        super().__init__()
+        self.tower = tower
+
+    @property
+    def dim(self) -> int:
+        """E, width of a sentence vector."""
+        return self.tower.dim
+
+    def encode_sentences(self, component: str, tokens: Tensor) -> Tensor:
+        return self.tower(tokens)
+
+    def join_sentences(self, component: str, sentences: Tensor, rows: Tensor) -> Tensor:
+        rows = rows.view(len(rows), -1)
+        there = (rows >= 0).to(sentences.dtype).unsqueeze(2)
+        return (F.embedding(rows.clamp(min=0), sentences) * there).sum(1) / there.sum(1).clamp(min=1)
+
+    def embed(self, components: Sequence[Tensor]) -> RecipeFeatures:
+        return RecipeFeatures(torch.stack(list(components)).mean(0), tuple(components))

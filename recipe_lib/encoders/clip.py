@@ -27,7 +27,10 @@ LOCAL = Path(__file__).parent
 
 
 class Adapters(nn.Module):
-    """x + up(relu(down(x))) after the attention and after the MLP of each block; the identity at the start.
+    """x + up(relu(down(x))) after the attention and after the MLP of each block.
+
+    Weights start at std .02, biases at 0: the paper does not say, so as the adapter library of DAR's released code does
+    ("bert"). That is near the identity, not the identity.
 
     Args:
         dim: width of the tower.
@@ -44,8 +47,8 @@ class Adapters(nn.Module):
         width = dim // reduction if reduction else width
         self.down = nn.ModuleList(nn.Linear(dim, width) for _ in range(2 * blocks))
         self.up = nn.ModuleList(nn.Linear(width, dim) for _ in range(2 * blocks))
-        for layer in self.up:
-            nn.init.zeros_(layer.weight)
+        for layer in (*self.down, *self.up):
+            nn.init.normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
 
     def forward(self, place: int, x: Tensor) -> Tensor:
@@ -142,14 +145,26 @@ class ImageTower(Tower):
             raise ValueError(
                 f"photos of {tuple(images.shape[-2:])}, but this CLIP reads {self.size}: set crop_size to it"
             )
-        x = self.visual._embeds((images.to(self.mean.dtype) - self.mean) / self.std)
-        return _run(self.visual.transformer, x, adapters, _attend)
+        visual = self.visual
+        x = (images.to(self.mean.dtype) - self.mean) / self.std
+        x = visual.conv1(x).flatten(2).transpose(1, 2)  # (B, N, width)
+        start = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+        x = torch.cat([start, x], 1) + visual.positional_embedding.to(x.dtype)
+        return _run(visual.transformer, visual.ln_pre(visual.patch_dropout(x)), adapters, _attend)
 
     def pool(self, tokens: Tensor) -> Tensor:
-        return self.visual._pool(tokens)[0] @ self.visual.proj
+        visual = self.visual
+        if visual.pool_type == "tok":
+            pooled = visual.ln_post(tokens[:, 0])
+        elif visual.final_ln_after_pool:
+            pooled = visual.ln_post(tokens[:, 1:].mean(1))
+        else:
+            pooled = visual.ln_post(tokens[:, 1:]).mean(1)
+        return pooled @ visual.proj
 
     def patches(self, tokens: Tensor) -> Tensor:
-        return self.visual._pool(tokens)[1].transpose(1, 2).unflatten(2, self.visual.grid_size)
+        patches = tokens[:, 1:] if self.visual.final_ln_after_pool else self.visual.ln_post(tokens[:, 1:])
+        return patches.transpose(1, 2).unflatten(2, self.visual.grid_size)
 
 
 class TextTower(Tower):
@@ -273,6 +288,7 @@ def _config(model: str) -> dict:
         "a captioning head (CoCa)": "multimodal_cfg" in config,
         "a Hugging Face text tower": "hf_model_name" in text,
         "a text tower without CLIP's own tokenizer": "hf_tokenizer_name" in text,
+        "attention in place of pooling": vision.get("attentional_pool"),
     }
     if found := [kind for kind, present in kinds.items() if present]:
         raise ValueError(

@@ -27,7 +27,8 @@ class RecipeFeatures(NamedTuple):
 class HierarchicalEncoder(nn.Module, ABC):
     """What encoders of recipes by sentences have in common; a subclass says how a sentence is read.
 
-    It has `dim` (E), `fc` and `sentences`: transformers over the sentence vectors of ingredients and of instructions.
+    It has `dim` (E), `fc` and `sentences`: transformers over the sentence vectors of ingredients and of instructions
+    (or its own `embed` and `join_sentences`).
     Only real sentences are encoded, each distinct one of the batch once a component. A component without a sentence is
     a zero vector (the store gives it an empty sentence).
 
@@ -59,7 +60,7 @@ class HierarchicalEncoder(nn.Module, ABC):
         """rows (B,) or (B, S) of tokens, -1 where there is none -> (B, E)."""
         mask = rows >= 0
         if not mask.any():
-            return self.fc.weight.new_zeros(len(rows), self.dim)
+            return torch.zeros(len(rows), self.dim, device=rows.device)
         used, which = rows[mask].unique(return_inverse=True)
         return self.join_sentences(name, self.encode_sentences(name, tokens[used]), rows.masked_scatter(mask, which))
 

@@ -91,10 +91,10 @@ def measure(version: str, model: str, batch: int, steps: int, device: str) -> tu
     kind = DARRecipeEncoder if version == "shared" else PaddedRecipeEncoder
     encoders = nn.ModuleDict(
         {
-            "image": DARImageEncoder(image, 512),
-            "recipe": kind(text, 512, dropout=0.0),
-            "description": DescriptionEncoder(text, 512),
-            "segment": SegmentEncoder(image, 512),
+            "image": DARImageEncoder(image),
+            "recipe": kind(text, dropout=0.0),
+            "description": DescriptionEncoder(text),
+            "segment": SegmentEncoder(image),
         }
     )
     if version == "separate":
@@ -121,7 +121,7 @@ def measure(version: str, model: str, batch: int, steps: int, device: str) -> tu
             description, features = encoders["description"](descriptions), kept
         else:
             described = encoders["description"]
-            description = torch.tanh(described.fc(plain_text(described.tower, descriptions, described.adapters)))
+            description = plain_text(described.tower, descriptions, described.adapters)
             features = encoders["segment"].features(segments).unflatten(0, (batch, SEGMENTS))
         segment = encoders["segment"](features, mask)
         loss = circle_loss(photo, recipe) + circle_loss(segment, recipe) + circle_loss(photo, description)

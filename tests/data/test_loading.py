@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from recipe_lib.data.loading import Draw, InOrder, PairedBatches, StudyDataset, loader, recipe_batch
+from recipe_lib.data.images import decode_jpeg
+from recipe_lib.data.loading import Draw, InOrder, PairedBatches, StudyDataset, loader, recipe_batch, segment_pixels
 
 
 def test_recipe_batch_equals_loops(tiny_store):
@@ -44,6 +45,26 @@ def test_centre_crop_is_the_centre_and_labels_are_the_recipes(tiny_store):
     assert torch.equal(whole.labels.bool(), torch.from_numpy(split.label_matrix(np.arange(4))))
     with pytest.raises(ValueError, match="crop_size 65"):
         StudyDataset(split, 65)[Draw(np.arange(2), True, 0)]
+
+
+def test_segments_as_pixels_are_those_of_the_photos_that_are_seen(clip_store):
+    split, rows = clip_store.split("train"), np.arange(12)
+    batch = StudyDataset(split, 56, augment=True, segments=2)[Draw(rows, True, 0)]
+    assert batch.segments.shape == (12, 2, 3, 56, 56) and batch.segments.dtype == torch.uint8
+    for row in rows:
+        jpegs = split.segments(row)[:2]  # the kitchen's recipes have one photo each
+        assert batch.segment_mask[row].tolist() == [i < len(jpegs) for i in range(2)]
+        for pixels, jpeg in zip(batch.segments[row], jpegs, strict=False):
+            assert torch.equal(pixels, torch.from_numpy(np.array(decode_jpeg(jpeg))).permute(2, 0, 1))
+        assert not batch.segments[row, len(jpegs) :].any()
+    assert StudyDataset(split, 56)[Draw(rows, True, 0)].segments is None
+
+
+def test_photos_without_segments_have_one_empty_place(clip_store, monkeypatch):
+    split = clip_store.split("train")
+    monkeypatch.setitem(vars(split), "segment_counts", np.zeros_like(split.segment_counts))
+    pixels, mask = segment_pixels(split, np.arange(3), 4)
+    assert pixels.shape == (3, 1, 3, 56, 56) and not pixels.any() and not mask.any()
 
 
 def test_an_epoch_holds_every_pair_once_and_alternates_with_text():

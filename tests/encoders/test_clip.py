@@ -10,6 +10,7 @@ from torch import nn
 from recipe_lib.data.clip_text import clip_ids, clip_tokens
 from recipe_lib.data.loading import RecipeBatch
 from recipe_lib.encoders import clip as clip_module
+from recipe_lib.encoders.captions import ZeroShotEncoder
 from recipe_lib.encoders.clip import ImageTower, TextTower, clip_towers, save_clip
 from recipe_lib.encoders.dar import (
     DARImageEncoder,
@@ -18,7 +19,6 @@ from recipe_lib.encoders.dar import (
     SegmentEncoder,
 )
 from recipe_lib.encoders.food import FoodRank
-from recipe_lib.models import parameter_table
 
 SMALL = "kitchen-clip-small"
 IMAGES = torch.randint(0, 256, (3, 3, 56, 56), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -54,7 +54,7 @@ def normalised(images):
 
 
 def stir(*modules):
-    """Adapters start as the identity; these do something."""
+    """Adapters start near the identity; these do something."""
     generator = torch.Generator().manual_seed(1)
     for module in modules:
         for parameter in module.parameters():
@@ -67,10 +67,12 @@ def stir(*modules):
     [
         {},
         {"vision_cfg": {"pool_type": "avg", "no_ln_pre": True}},
+        {"vision_cfg": {"pool_type": "avg", "final_ln_after_pool": True, "pos_embed_type": "sin_cos_2d"}},
+        {"vision_cfg": {"final_ln_after_pool": True}},
         {"vision_cfg": {"ls_init_value": 0.1}, "text_cfg": {"ls_init_value": 0.1}},
         {"vision_cfg": {"qk_norm": True, "scale_attn": True}, "text_cfg": {"scale_fc": True}},
     ],
-    ids=["standard", "mean pooling", "layer scale", "custom blocks"],
+    ids=["standard", "mean pooling", "norm after it", "norm after the class token", "layer scale", "custom blocks"],
 )
 def test_towers_give_what_open_clip_gives(changes):
     clip = tiny(**changes)
@@ -78,6 +80,15 @@ def test_towers_give_what_open_clip_gives(changes):
     tokens = clip_tokens(LINES, 77)
     torch.testing.assert_close(image.pool(image(IMAGES)), clip.encode_image(normalised(IMAGES)), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(text(tokens), clip.encode_text(tokens), rtol=1e-4, atol=1e-5)
+    clip.visual.output_tokens = True
+    patches = clip.visual(normalised(IMAGES))[1].transpose(1, 2).unflatten(2, (4, 4))
+    torch.testing.assert_close(image.patches(image(IMAGES)), patches, rtol=1e-4, atol=1e-5)
+
+
+def test_patches_are_dropped_in_training_alone():
+    clip = tiny(vision_cfg={"patch_dropout": 0.5})
+    image = ImageTower(clip.visual, standard(), frozen=False)
+    assert image.eval()(IMAGES).shape[1] == 17 and image.train()(IMAGES).shape[1] == 9
 
 
 def test_sequence_first_attention():
@@ -96,7 +107,11 @@ def test_adapters_sit_after_attention_and_after_the_mlp(options):
     plain = image(IMAGES), text(tokens)
     ours = image.adapters(**options), text.adapters(**options)
     assert ours[0].down[0].out_features == (32 if options else 64)
-    torch.testing.assert_close((image(IMAGES, ours[0]), text(tokens, ours[1])), plain, rtol=1e-4, atol=1e-5)
+    for parameter in (p for adapters in ours for p in adapters.parameters()):
+        assert not parameter.any() if parameter.ndim == 1 else 0.018 < parameter.std() < 0.022
+    near = image.pool(image(IMAGES, ours[0])), text(tokens, ours[1])
+    for found, bare in zip(near, (image.pool(plain[0]), plain[1]), strict=True):
+        assert torch.cosine_similarity(found, bare).min() > 0.99, "near the identity"
 
     stir(*ours)
 
@@ -122,10 +137,10 @@ def system(towers):
     image, text = towers
     return nn.ModuleDict(
         {
-            "image": DARImageEncoder(image, 16),
-            "recipe": DARRecipeEncoder(text, 16, feedforward=32, dropout=0.0),
-            "description": DescriptionEncoder(text, 16),
-            "segment": SegmentEncoder(image, 16),
+            "image": DARImageEncoder(image),
+            "recipe": DARRecipeEncoder(text, feedforward=32, dropout=0.0),
+            "description": DescriptionEncoder(text),
+            "segment": SegmentEncoder(image, width=8),
         }
     )
 
@@ -140,12 +155,12 @@ def recipes():
 
 
 def loss(model):
-    kept = model["segment"].features(IMAGES)[None].expand(3, -1, -1)
+    segments = IMAGES[None].expand(3, -1, -1, -1, -1)
     out = [
         model["image"](IMAGES),
         model["recipe"](recipes()).embedding,
         model["description"](clip_tokens(LINES[:3], 77)),
-        model["segment"](kept, torch.tensor([[True, True, True], [True, False, True], [True, False, False]])),
+        model["segment"](segments, torch.tensor([[True, True, True], [True, False, True], [True, False, False]])),
     ]
     return out, sum((i + 1) * (x**2).sum() for i, x in enumerate(out))
 
@@ -189,13 +204,14 @@ def test_frozen_towers_stay_as_they_are(towers):
     assert not any(m.training for tower in towers for m in tower.modules()) and model["image"].training
     before = copy.deepcopy(image.state_dict() | text.state_dict())
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 0.1)
-    for _ in range(2):  # adapters move in the first step, what is below them in the second
+    start = [x.weight.clone() for x in model["image"].adapters.up]
+    for _ in range(2):
         optimizer.zero_grad()
         loss(model)[1].backward()
         optimizer.step()
     after = image.state_dict() | text.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert all(x.weight.abs().max() > 0 for x in model["image"].adapters.up)
+    assert not any(torch.equal(x.weight, w) for x, w in zip(model["image"].adapters.up, start, strict=True))
 
 
 def test_without_adapters_nothing_is_kept_for_a_backward_pass(towers):
@@ -206,7 +222,7 @@ def test_without_adapters_nothing_is_kept_for_a_backward_pass(towers):
     assert image.adapters(0, 0) is None
     with torch.no_grad():
         assert not text(tokens, text.adapters()).requires_grad
-    encoder = DARRecipeEncoder(text, 8, width=0, feedforward=32)
+    encoder = DARRecipeEncoder(text, width=0, feedforward=32)
     encoder(recipes()).embedding.sum().backward()
     assert encoder.fc.weight.grad.abs().max() > 0
     assert not any("adapters" in name for name, _ in encoder.named_parameters())
@@ -218,7 +234,7 @@ def test_a_tower_that_is_not_frozen_trains():
     assert image.visual.conv1.weight.grad.abs().max() > 0 and text.token_embedding.weight.grad.abs().max() > 0
     assert image.training
     with pytest.raises(ValueError, match="must be frozen"):
-        SegmentEncoder(image, 8)
+        SegmentEncoder(image)
 
 
 def test_nothing_is_computed_for_padding(towers):
@@ -264,11 +280,12 @@ def test_tokens_are_those_of_open_clip():
 
 
 def test_photo_encoder_has_the_interface_of_the_others(towers):
-    encoder = DARImageEncoder(towers[0], 8)
+    encoder = DARImageEncoder(towers[0])
     features = encoder.features(IMAGES)
     assert encoder.channels == 128 and encoder.feature_map(features).shape == (3, 128, 4, 4)
     embedding = encoder.embed(features)
-    assert embedding.shape == (3, 8) and embedding.abs().max() < 1 and torch.equal(encoder(IMAGES), embedding)
+    assert torch.equal(embedding, towers[0].pool(towers[0](IMAGES, encoder.adapters)))
+    assert embedding.shape == (3, 128) and torch.equal(encoder(IMAGES), embedding)
     towers[0].visual.ln_post, kept = nn.Identity(), towers[0].visual.ln_post
     tokens = torch.arange(17.0)[None, :, None].expand(1, 17, 128)
     grid = encoder.feature_map(tokens)[0, 0]
@@ -277,10 +294,11 @@ def test_photo_encoder_has_the_interface_of_the_others(towers):
 
 
 def test_recipes_do_not_depend_on_their_company(towers):
-    encoder = DARRecipeEncoder(towers[1], 8, feedforward=32).eval()
+    encoder = DARRecipeEncoder(towers[1], feedforward=32).eval()
     stir(encoder)
     together = encoder(recipes())
-    assert together.embedding.shape == (3, 8) and [c.shape for c in together.components] == [(3, 128)] * 3
+    assert together.embedding.shape == (3, 128) and [c.shape for c in together.components] == [(3, 128)] * 3
+    torch.testing.assert_close(together.embedding, torch.tanh(encoder.fc(torch.cat(together.components, 1))))
     title = towers[1](clip_tokens([LINES[0]], 77), encoder.adapters["title"])
     torch.testing.assert_close(together.components[0][2:], title, rtol=1e-4, atol=1e-4)
     batch = recipes()
@@ -292,7 +310,7 @@ def test_recipes_do_not_depend_on_their_company(towers):
 
 @pytest.mark.parametrize("empty", [[[4, -1], [-1, -1], [0, 1]], [[-1], [-1], [-1]], [[], [], []]])
 def test_a_recipe_without_instructions_has_none(towers, empty):
-    encoder = DARRecipeEncoder(towers[1], 8, feedforward=32)
+    encoder = DARRecipeEncoder(towers[1], feedforward=32)
     batch = recipes()
     batch.instructions = torch.tensor(empty, dtype=torch.int64)
     found = encoder(batch)
@@ -302,21 +320,35 @@ def test_a_recipe_without_instructions_has_none(towers, empty):
 
 
 def test_segments_are_averaged_over_those_that_are_there(towers):
-    encoder = SegmentEncoder(towers[0], 8)
+    encoder = SegmentEncoder(towers[0])
     kept = encoder.features(IMAGES)
     torch.testing.assert_close(kept, towers[0].pool(towers[0](IMAGES)))
-    assert not kept.requires_grad and "tower" not in dict(encoder.named_children())
-    features = torch.stack([kept, kept, kept])
-    out = encoder(features, torch.tensor([[True, True, True], [True, False, False], [False, False, False]]))
-    expected = torch.stack([kept.mean(0), kept[0], torch.zeros(128)])
-    torch.testing.assert_close(out, torch.tanh(encoder.fc(expected)))
+    assert not kept.requires_grad and not list(encoder.parameters()) and not list(encoder.children())
+    mask = torch.tensor([[True, True, True], [False, True, False], [False, False, False]])
+    out = encoder(torch.stack([kept, kept, kept]), mask)
+    torch.testing.assert_close(out, torch.stack([kept.mean(0), kept[1], torch.zeros(128)]))
+
+
+def test_adapted_segments_learn_from_pixels(towers):
+    encoder = SegmentEncoder(towers[0], width=8)
+    stir(encoder)
+    mask = torch.tensor([[True, True, True], [False, True, False], [False, False, False]])
+    out = encoder(IMAGES[None].expand(3, -1, -1, -1, -1), mask)
+    each = towers[0].pool(towers[0](IMAGES, encoder.adapters))
+    expected = torch.stack([each.mean(0), each[1], torch.zeros(128)])
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(encoder(torch.stack([each] * 3), mask), expected, rtol=1e-4, atol=1e-5)
+    out.square().sum().backward()
+    assert all(p.grad.abs().max() > 0 for p in encoder.parameters())
+    nobody = encoder(IMAGES[None], torch.zeros(1, 3, dtype=torch.bool))
+    assert not nobody.any() and nobody.shape == (1, 128)
 
 
 def test_statistics_follow_the_weights(towers):
     mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
     assert towers[0].mean.flatten().tolist() == pytest.approx([255 * x for x in mean])
     assert towers[0].std.flatten().tolist() == pytest.approx([255 * x for x in std])
-    assert {"tower.mean", "tower.std"} <= set(DARImageEncoder(towers[0], 8).state_dict())
+    assert {"tower.mean", "tower.std"} <= set(DARImageEncoder(towers[0]).state_dict())
 
 
 def supported(model):
@@ -415,24 +447,25 @@ def test_autocast_stays_near(towers):
     assert all(p.grad.dtype == torch.float32 for p in model.parameters() if p.grad is not None)
 
 
-def test_parameters_of_the_papers_model():
-    with torch.device("meta"):
-        image, text = clip_towers("ViT-B-16")
-        model = nn.ModuleDict(
-            {
-                "image": DARImageEncoder(image, 512),
-                "recipe": DARRecipeEncoder(text, 512),
-                "description": DescriptionEncoder(text, 512),
-                "segment": SegmentEncoder(image, 512),
-            }
-        )
-    table = parameter_table(model)
-    assert table.loc["image.tower", "frozen"] + table.loc["recipe.tower", "frozen"] == 149_620_737 - 1  # logit scale
-    assert table.loc["image.adapters", "trainable"] == 12 * 2 * (2 * 768 * 64 + 64 + 768)
-    assert table.loc["recipe.adapters", "trainable"] == 3 * table.loc["description.adapters", "trainable"]
-    assert table.loc["description.adapters", "trainable"] == 12 * 2 * (2 * 512 * 64 + 64 + 512)
-    assert "description.tower" not in table.index and "segment.tower" not in table.index
-    assert (table.loc["total"] == table.drop("total").sum()).all()
+# ---- DAR's zero-shot score ----
+
+
+def test_zero_shot_is_the_mean_of_components_that_are_means_of_sentences(towers):
+    encoder, text = ZeroShotEncoder(towers[1]), towers[1]
+    one = [text(clip_tokens([line], 20))[0] for line in LINES]
+    found = encoder(recipes())
+    expected = [
+        (one[0] + (one[1] + one[2]) / 2 + (one[4] + one[1] + one[0]) / 3) / 3,
+        (one[1] + one[2] + one[4]) / 3,
+        (one[0] + (one[0] + one[3]) / 2 + (2 * one[2] + one[4]) / 3) / 3,
+    ]
+    torch.testing.assert_close(found.embedding, torch.stack(expected), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.components[0][0], one[0], rtol=1e-4, atol=1e-5)
+    batch = recipes()
+    batch.instructions = torch.full((3, 2), -1)
+    without = encoder(batch).embedding[1]
+    expected = one[1] + one[2]  # its title, and its only line
+    assert torch.cosine_similarity(without, expected, dim=0) == pytest.approx(1, abs=1e-5)
 
 
 # ---- a picture of food ----
