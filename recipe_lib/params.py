@@ -185,6 +185,16 @@ TOGETHER = [
         lambda val, test: min(val, test) > 0 and val + test < 1,
         "shares must leave all splits",
     ),
+    (
+        ("epochs", "weights_from"),
+        lambda epochs, weights: epochs > 0 or weights,
+        "epochs may be 0 only where weights_from names a checkpoint",
+    ),
+    (
+        ("vocab_file", "text_tokens"),
+        lambda file, tokens: not file or tokens == "words",
+        "a vocab_file is for text_tokens words",
+    ),
     (("source", "source_dir"), lambda source, folder: source == "kitchen" or folder, "source_dir must name the folder"),
     (
         ("variants",),

@@ -228,6 +228,7 @@ def train(
 
     Leaves `model.safetensors`, `system.json` (best weights by validation R@1) and `history.csv` in `folder`, and the
     best weights in `system`. With more than one device the processes of `distributed` do the same, and this waits.
+    With 0 epochs the system is left as it is.
 
     Args:
         kept: folder of what several trainings share: features of segments, by `segment_features`; default: `folder`.
@@ -239,6 +240,8 @@ def train(
         RuntimeError: a process on one of several devices failed.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    if not config.epochs:
+        return _as_it_is(system, folder)
     started_as = fingerprint(system, store, config)
     resume = _resumable(folder / "last.ckpt", started_as)
     write_text(folder / "started.json", json.dumps({"fingerprint": started_as}))
@@ -258,6 +261,16 @@ def train(
     shutil.rmtree(job)
     system.load_state_dict(load_file(folder / "model.safetensors"))
     return pd.read_csv(folder / "history.csv")
+
+
+def _as_it_is(system: RetrievalSystem, folder: Path) -> pd.DataFrame:
+    """What no training leaves: the weights as they came, and a history without an epoch."""
+    scores = [f"val_{way}_{name}" for way in ("i2r", "r2i") for name in ("recall_1", "recall_10", "medr")]
+    columns = ["epoch", "retrieval", "self_supervised", "e_norm", "z_norm", *scores, "seconds"]
+    history = pd.DataFrame(columns=columns, dtype=float)
+    save_system(system, folder)
+    write_text(folder / "history.csv", history.to_csv(index=False))
+    return history
 
 
 def fit_job(job: Path) -> None:

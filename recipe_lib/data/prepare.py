@@ -64,6 +64,7 @@ def prepare(
     config: StoreConfig,
     *,
     classes: IngredientClasses | None = None,
+    tokenizer: Tokenizer | None = None,
     workers: int = 0,
 ) -> dict:
     """Write the store; return the data card.
@@ -76,6 +77,7 @@ def prepare(
         folder: of the store.
         config: sizes and limits.
         classes: a table of ingredient classes to use in place of the most frequent names.
+        tokenizer: one to use in place of that of the paired training recipes' words.
         workers: processes; 0: one a core. The store does not depend on it.
 
     Raises:
@@ -94,7 +96,7 @@ def prepare(
             shutil.copytree(folder, partial)
     (partial / "shards").mkdir(parents=True, exist_ok=True)
     with Workers(workers) as pool:
-        card = _write_store(recipes, partial, config, classes, pool)
+        card = _write_store(recipes, partial, config, classes, tokenizer, pool)
     write_text(partial / "card.json", json.dumps(card, indent=1, ensure_ascii=False))
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
@@ -105,7 +107,12 @@ def prepare(
 
 
 def _write_store(
-    recipes: Iterable[Recipe], folder: Path, config: StoreConfig, classes: IngredientClasses | None, pool: Workers
+    recipes: Iterable[Recipe],
+    folder: Path,
+    config: StoreConfig,
+    classes: IngredientClasses | None,
+    tokenizer: Tokenizer | None,
+    pool: Workers,
 ) -> dict:
     shown = tqdm(recipes, desc="recipes", unit="", mininterval=5, maxinterval=30, disable=None)
     jobs = ((folder, number, shard, config.image_size) for number, shard in enumerate(_shards(shown)))
@@ -121,7 +128,7 @@ def _write_store(
     for found in pool.map(_count, ((folder, number, classes) for number in range(len(records)))):
         words.update(found[0])
         recipes_with.update(found[1])
-    tokenizer = word_tokenizer(words, config.min_word_count)
+    tokenizer = tokenizer or word_tokenizer(words, config.min_word_count)
     if classes:
         classes = classes.recounted(recipes_with)
     else:

@@ -48,10 +48,7 @@ class _Labels:
         self._label: dict[str, int] = {}  # words of a name -> class number
         self.names: dict[int, str] = {}
         best: dict[int, tuple] = {}
-        for name, label in read_plain_pickle(path).items():
-            if not isinstance(name, str) or type(label) is not int:
-                raise DataError(f"{path}: {shown(name)} -> {shown(label)}, must be a name and a number; make it again")
-            name = clean(re.sub("[_;]", " ", name)).lower()
+        for name, label in read_ing2label(path).items():
             if name and self._label.setdefault(_words(name), label) == label:
                 rank = (-counts[name], len(name), name)
                 best[label] = min(best.get(label, rank), rank)
@@ -78,6 +75,20 @@ class _Labels:
                 if label in allowed:
                     return [label]
         return known
+
+
+def read_ing2label(path: Path) -> dict[str, int]:
+    """Class number of each ingredient name, in lower case with spaces; of two that are then one name the first's.
+
+    Raises:
+        DataError: refused, broken or of wrong form.
+    """
+    numbers: dict[str, int] = {}
+    for name, label in read_plain_pickle(path).items():
+        if not isinstance(name, str) or type(label) is not int:
+            raise DataError(f"{path}: {shown(name)} -> {shown(label)}, must be a name and a number; make it again")
+        numbers.setdefault(clean(re.sub("[_;]", " ", name)).lower(), label)
+    return numbers
 
 
 def _words(text: str) -> str:
