@@ -2,6 +2,9 @@
 
 `ingredient_name` finds the canonical name of a line by English rules (no model); a line in another language comes out
 as its words without numbers. `IngredientClasses` are the K most frequent names, the units of the ingredient dictionary.
+
+A line may name several: "salt;pepper" is both. "salt;?pepper" is what the rules make of "salt and pepper": both where
+both are classes of the table and "salt and pepper" is none, else the first alone.
 """
 
 from __future__ import annotations
@@ -53,6 +56,8 @@ _END = re.compile(  # where a new thought starts; the first one that names somet
     r"[,;|*•:&、([]|\s[-–—+]+\s|[–—]|--|->|(?<=\w)/|(?<=\w{6})\.\s|(?<![\w-])(?:or|for|to|plus|and|as|if|into|in|with|w/"
     r"|without|until|from|such|including|at|like|preferably|cut|per)(?![\w-])"
 )
+_JOINED = re.compile(r";\?")
+_JOINS = frozenset(["and", "&"])
 # Accents, and the vowel signs of Indian and South-East Asian scripts, are part of a word.
 _WORD = re.compile(r"[^\W\d_](?:[^\W_]|[\u0300-\u036f\u0591-\u05c7\u064b-\u065f\u0900-\u109f]|['.-](?=[^\W_]))*")
 
@@ -64,22 +69,48 @@ def ingredient_name(line: str) -> str | None:
     Quantities, units, brackets and preparation words are cut, and all after the first comma, dash, "or", "and", "for",
     unless nothing stands before it ("boneless, skinless thighs"). A heading ("Frosting") is a name: no rule can tell.
     """
-    text = unicodedata.normalize("NFKC", line[:400].replace("®", "").replace("™", "")).lower().replace("’", "'")
-    text = re.sub(r"\b(low|full) (?=sodium|fat)", r"\1-", re.sub(r"\bhalf (?:and|&) half\b", "half-and-half", text))
-    cuts = 1
-    while cuts:  # nested brackets go from the inside out
-        text, cuts = _BRACKETS.subn(" ", text)
-    text = _NUMBER.sub(" ", _LABEL.sub("", text))
     last_resort = None
-    for part in _END.split(text):
-        words = [word for word in _WORD.findall(part) if len(word) > 1 or not word.isascii()]
-        kept = [word for word in words if word not in _DROPPED][:6]
+    for part in _END.split(_plain(line)):
+        words, kept = _named(part)
         if kept and not _CITRUS_PARTS.issuperset(kept):
             return _canonical(kept)
         # "Juice and zest of a lemon" is a lemon; "ground cloves" are a spice.
         if kept or not {"clove", "cloves"}.isdisjoint(words):
             last_resort = last_resort or _canonical(kept or ["clove"])
     return last_resort
+
+
+@lru_cache(maxsize=1 << 16)
+def ingredient_names(line: str) -> str | None:
+    """`ingredient_name`, and the second name of a line that joins two by "and" or "&", as "first;?second".
+
+    Only of two whole names at the start of the line: "salt and pepper to taste", not "salt, oil and pepper", "red and
+    green pepper" (red is no class), "chopped and peeled apple" or "juice and zest of a lemon".
+    """
+    name, text = ingredient_name(line), _plain(line)
+    ends = [end[0].strip() for end in _END.finditer(text)][:3]
+    if not name or not ends or ends[0] not in _JOINS or _JOINS.intersection(ends[1:]):
+        return name
+    first, second = (_named(part)[1] for part in _END.split(text)[:2])
+    if not first or not second or _canonical(first) != name or _CITRUS_PARTS.issuperset(second):
+        return name
+    return f"{name};?{_canonical(second)}" if _canonical(second) != name else name
+
+
+def _plain(line: str) -> str:
+    """The line in lower case, without brackets, numbers and a label before a colon."""
+    text = unicodedata.normalize("NFKC", line[:400].replace("®", "").replace("™", "")).lower().replace("’", "'")
+    text = re.sub(r"\b(low|full) (?=sodium|fat)", r"\1-", re.sub(r"\bhalf (?:and|&) half\b", "half-and-half", text))
+    cuts = 1
+    while cuts:  # nested brackets go from the inside out
+        text, cuts = _BRACKETS.subn(" ", text)
+    return _NUMBER.sub(" ", _LABEL.sub("", text))
+
+
+def _named(part: str) -> tuple[list[str], list[str]]:
+    """Words of a part of a line, and those of them that are neither units nor preparation."""
+    words = [word for word in _WORD.findall(part) if len(word) > 1 or not word.isascii()]
+    return words, [word for word in words if word not in _DROPPED][:6]
 
 
 def _canonical(words: list[str]) -> str:
@@ -132,9 +163,25 @@ class IngredientClasses:
         return IngredientClasses(self.names, [recipes[name] for name in self.names], self.aliases)
 
     def label(self, names: Sequence[str | None]) -> list[tuple[int, int]]:
-        """(position in the ingredient list, class index) of every line whose name has a class, in order."""
-        found = ((position, self._index.get(_key(name))) for position, name in enumerate(names) if name)
-        return [(position, index) for position, index in found if index is not None]
+        """(position in the ingredient list, class index) of every line whose name has a class, in order.
+
+        A line that names several classes comes once for each.
+        """
+        return [(position, index) for position, name in enumerate(names) if name for index in self._of_line(name)]
+
+    def _of_line(self, text: str) -> list[int]:
+        """Classes of a line's names, each once. "a and b" that is no class itself is both where both are classes."""
+        found: list[int | None] = []
+        for name in _JOINED.sub(" and ", text).split(";"):
+            whole = self._index.get(_key(name))
+            parts = [self._index.get(_key(part)) for part in re.split(" (?:and|&) ", name)]
+            if whole is not None:
+                found.append(whole)
+            elif len(parts) == 2 and None not in parts:
+                found += parts
+            elif ";?" in text:
+                found.append(parts[0])
+        return [index for index in dict.fromkeys(found) if index is not None]
 
     def save(self, path: Path) -> None:
         """Write the table class, name, recipes, aliases (';' between them) as CSV; a reader never sees half a file."""
@@ -178,12 +225,15 @@ class IngredientClasses:
 
 
 def mentions(names: Sequence[str | None], classes: IngredientClasses | None = None) -> set[str]:
-    """What one recipe's lines name, each once, however often it says salt: classes of a table, or any names."""
+    """What one recipe's lines name, each once, however often it says salt: classes of a table, or any names.
+
+    Without a table, of "salt;?pepper" the first name alone counts.
+    """
     if classes:
         return {classes.names[index] for _, index in classes.label(names)}
-    return {_key(name) for name in names if name} - {""}
+    return {_key(part) for name in names if name for part in name.split(";") if part[:1] != "?"} - {""}
 
 
 def _key(name: str) -> str:
-    """One line without ';', which the table needs between aliases."""
+    """One line without ';', which stands between names and between aliases."""
     return " ".join(name.replace(";", " ").split())

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from recipe_lib.data.clip_text import VOCABULARY, clip_ids
 from recipe_lib.data.images import ImageError, read_image, to_jpeg
-from recipe_lib.data.ingredients import IngredientClasses, ingredient_name, mentions
+from recipe_lib.data.ingredients import IngredientClasses, ingredient_names, mentions
 from recipe_lib.data.parallel import Workers
 from recipe_lib.data.recipe import DataError, Recipe
 from recipe_lib.data.shards import digest, finished, nested, parquet, remove, save
@@ -34,6 +34,7 @@ from recipe_lib.data.text import SentenceEncoder, word_tokenizer
 from recipe_lib.paths import atomic_write_text
 from recipe_lib.reachable import code_digest
 
+GIVEN = pa.schema([("description", pa.string()), ("segment_root", pa.string()), ("segments", pa.list_(pa.string()))])
 SHARD = 2048  # recipes of the source a shard; they may go to several splits
 
 
@@ -67,6 +68,7 @@ def prepare(
     config: StoreConfig,
     *,
     classes: IngredientClasses | None = None,
+    tokenizer: Tokenizer | None = None,
     workers: int = 0,
 ) -> dict:
     """Write the store; return the data card.
@@ -79,6 +81,7 @@ def prepare(
         folder: of the store.
         config: sizes and limits.
         classes: a table of ingredient classes to use in place of the most frequent names.
+        tokenizer: one to use in place of that of the paired training recipes' words.
         workers: processes; 0: one a core. The store does not depend on it.
 
     Raises:
@@ -99,7 +102,7 @@ def prepare(
     for unfinished in partial.glob("*/.*"):  # of processes that were killed while they wrote
         unfinished.unlink()
     with Workers(workers) as pool:
-        card = _write_store(recipes, partial, config, classes, pool)
+        card = _write_store(recipes, partial, config, classes, tokenizer, pool)
     atomic_write_text(partial / "card.json", json.dumps(card, indent=1, ensure_ascii=False))
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
@@ -110,7 +113,12 @@ def prepare(
 
 
 def _write_store(
-    recipes: Iterable[Recipe], folder: Path, config: StoreConfig, classes: IngredientClasses | None, pool: Workers
+    recipes: Iterable[Recipe],
+    folder: Path,
+    config: StoreConfig,
+    classes: IngredientClasses | None,
+    tokenizer: Tokenizer | None,
+    pool: Workers,
 ) -> dict:
     shown = tqdm(recipes, desc="recipes", unit="", mininterval=5, maxinterval=30, disable=None)
     jobs = ((folder, number, shard, config) for number, shard in enumerate(_shards(shown)))
@@ -126,11 +134,14 @@ def _write_store(
     for found in pool.map(_count, ((folder, number, classes) for number in range(len(records)))):
         words.update(found[0])
         recipes_with.update(found[1])
-    tokenizer = word_tokenizer(words, config.min_word_count)
+    tokenizer = tokenizer or word_tokenizer(words, config.min_word_count)
     if classes:
         classes = classes.recounted(recipes_with)
     else:
         classes = IngredientClasses.from_counts(recipes_with, config.ingredient_classes)
+        # Now that the classes are known, lines that join two of them count for both.
+        jobs = ((folder, number, classes) for number in range(len(records)))
+        classes = IngredientClasses.from_counts(sum(pool.map(_mention, jobs), Counter()), config.ingredient_classes)
     atomic_write_text(folder / "tokenizer.json", tokenizer.to_str())
     classes.save(folder / "classes.csv")
 
@@ -186,6 +197,7 @@ def _write_recipes(folder: Path, number: int, recipes: list[Recipe], config: Sto
         return record
     remove(folder, lambda other: other == number)
     rows: dict[str, list[dict]] = {}
+    given: dict[str, list[dict]] = {}
     photos: dict[str, list[bytes]] = {}
     record = {"made_from": made_from, "recipes": {}, "without_photo": {}, "skipped": [], "files": {}}
     for recipe in recipes:
@@ -197,10 +209,10 @@ def _write_recipes(folder: Path, number: int, recipes: list[Recipe], config: Sto
                 record["without_photo"][recipe.split] = record["without_photo"].get(recipe.split, 0) + 1
             continue
         split = recipe.split if jpegs else TEXT_ONLY
-        photos.setdefault(split, []).extend(jpegs)
+        photos.setdefault(split, []).extend(jpegs.values())
         names = recipe.names
         if names is None:
-            names = [ingredient_name(line) for line in recipe.ingredients]
+            names = [ingredient_names(line) for line in recipe.ingredients]
         rows.setdefault(split, []).append(
             {
                 "id": recipe.id,
@@ -208,8 +220,15 @@ def _write_recipes(folder: Path, number: int, recipes: list[Recipe], config: Sto
                 "ingredients": recipe.ingredients,
                 "instructions": recipe.instructions,
                 "names": names,
-                "photo_bytes": [len(jpeg) for jpeg in jpegs],
+                "photo_bytes": [len(jpeg) for jpeg in jpegs.values()],
                 "truth": json.dumps(recipe.truth, ensure_ascii=False),
+            }
+        )
+        given.setdefault(split, []).append(
+            {
+                "description": recipe.description,
+                "segment_root": str(recipe.segment_root or ""),
+                "segments": [str(recipe.segments[i]) for i in jpegs] if recipe.segments else [],
             }
         )
     strings = pa.list_(pa.string())
@@ -220,22 +239,28 @@ def _write_recipes(folder: Path, number: int, recipes: list[Recipe], config: Sto
         record["recipes"][split] = len(found)
         name = f"{split}/{number:05d}"
         record["files"][f"{name}.recipes.parquet"] = save(folder / f"{name}.recipes.parquet", parquet(table))
+        if any(row["description"] or row["segments"] for row in given[split]):
+            table = pa.Table.from_pylist(given[split], GIVEN)
+            record["files"][f"{name}.given.parquet"] = save(folder / f"{name}.given.parquet", parquet(table))
         if photos[split]:
             record["files"][f"{name}.jpegs"] = save(folder / f"{name}.jpegs", b"".join(photos[split]))
     atomic_write_text(path, json.dumps(record))
     return record
 
 
-def _photos(recipe: Recipe, config: StoreConfig, skipped: list[str]) -> list[bytes]:
-    photos = []
-    for image in recipe.images:
+def _photos(recipe: Recipe, config: StoreConfig, skipped: list[str]) -> dict[int, bytes]:
+    """JPEG bytes of the photos that can be read, by their position among the recipe's."""
+    photos = {}
+    for position, image in enumerate(recipe.images):
         try:
             if isinstance(image, Path):
                 root = recipe.image_root
                 if root and not Path(os.path.realpath(image)).is_relative_to(root):
                     raise ImageError(f"{image}: is a link that leaves {root}; it is not read")
                 image = read_image(image)
-            photos.append(to_jpeg(image, config.image_size, resample=config.image_filter, quality=config.jpeg_quality))
+            photos[position] = to_jpeg(
+                image, config.image_size, resample=config.image_filter, quality=config.jpeg_quality
+            )
         except ImageError as error:
             skipped.append(f"recipe {recipe.id}: {error}")
     return photos
@@ -254,6 +279,13 @@ def _count(folder: Path, number: int, classes: IngredientClasses | None) -> tupl
         for names in table["names"].to_pylist():
             recipes_with.update(mentions(names, classes))
     return words, recipes_with
+
+
+def _mention(folder: Path, number: int, classes: IngredientClasses) -> Counter[str]:
+    """The number of a shard's paired training recipes that name each class."""
+    path = folder / "train" / f"{number:05d}.recipes.parquet"
+    lists = pq.read_table(path, columns=["names"])["names"].to_pylist() if path.is_file() else []
+    return Counter(name for names in lists for name in mentions(names, classes))
 
 
 def _write_tokens(folder: Path, number: int, tokenizer: str, classes: IngredientClasses, config: StoreConfig) -> dict:
@@ -315,4 +347,5 @@ def _state(recipe: Recipe) -> str:
         else:
             images.append(f"{image.shape} {hashlib.sha256(image.tobytes()).hexdigest()}")
     fields = [recipe.id, recipe.title, recipe.ingredients, recipe.instructions, recipe.split, recipe.names]
-    return json.dumps([*fields, recipe.truth, images])
+    given = [recipe.description, str(recipe.segment_root), *map(str, recipe.segments or ())]
+    return json.dumps([*fields, recipe.truth, images, given])

@@ -26,9 +26,12 @@ class Recipe:
         instructions: steps, in order.
         images: photo files, or rendered dishes (H, W, 3) uint8; empty for a text-only recipe.
         split: "train", "val" or the name of a test split.
-        names: canonical ingredient of each line where the source knows it, else None: names are then made by rules.
-            Further names after those of the lines are in the recipe but on no known line.
+        names: canonical ingredient of each line where the source knows it, several with ";" between them; None: names
+            are then made by rules. Further names after those of the lines are in the recipe but on no known line.
         truth: the causal variables behind a synthetic dish; empty for real ones.
+        description: what the finished dish looks like, as the source says it; "" where it does not.
+        segments: a folder of its segments for each photo, where the source has them, as paths below `segment_root`,
+            which they may not leave once links are followed.
         image_root: photo files must lie in this folder once links are followed; None: the reader has checked them.
     """
 
@@ -41,6 +44,9 @@ class Recipe:
     names: list[str | None] | None = None
     truth: dict = field(default_factory=dict)
     image_root: Path | None = None
+    description: str = ""
+    segments: list[Path] | None = None
+    segment_root: Path | None = None
 
 
 def clean(text: str) -> str:

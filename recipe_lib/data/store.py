@@ -3,6 +3,7 @@
     <folder>/card.json classes.csv tokenizer.json left_out.txt
     <folder>/<split>/00000.recipes.parquet   what the source gave, and the size of each photo
     <folder>/<split>/00000.jpegs             the photos, one after the other
+    <folder>/<split>/00000.given.parquet     description and folders of segments that the source has, where it has any
     <folder>/<split>/00000.tokens.parquet    token ids and labels, row for row
     <folder>/shards/                         what each shard was made from
 

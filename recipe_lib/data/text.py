@@ -6,8 +6,10 @@ from collections import Counter
 from collections.abc import Mapping
 from functools import lru_cache
 
-from tokenizers import Tokenizer, normalizers, pre_tokenizers
+from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import WordLevel
+
+from recipe_lib.data.recipe import DataError
 
 PAD, START, END, UNK = range(4)
 MARKS = ("<pad>", "<start>", "<end>", "<unk>")
@@ -34,6 +36,37 @@ def word_tokenizer(counts: Mapping[str, int], min_count: int) -> Tokenizer:
     order = dict.fromkeys([*MARKS, *known])
     tokenizer.model = WordLevel({word: i for i, word in enumerate(order)}, unk_token="<unk>")
     # They are not declared as special: "<pad>" in a recipe's text is three words, not padding.
+    return tokenizer
+
+
+def tokenizer_from_vocabulary(words_by_id: Mapping[int, str]) -> Tokenizer:
+    """Word-level tokenizer with the ids of a published vocabulary: H-T's vocab.pkl, as `read_plain_pickle` gives it.
+
+    Words are those of the Treebank rules that made it: "1/2-inch" is one, "don't" two, a period at a word's end is one.
+
+    Raises:
+        DataError: ids that are not 0, 1, 2, ..., a word that is there twice, or marks that are not in their places.
+    """
+    marks = {0: "<pad>", 1: "<start>", 2: "<end>", len(words_by_id) - 1: "<unk>"}
+    if set(words_by_id) != set(range(len(words_by_id))) or not all(type(word) is str for word in words_by_id.values()):
+        raise DataError("vocab_file: must hold {0: word, 1: word, ...}; give the authors' vocab.pkl")
+    if wrong := [f"{i} is {words_by_id.get(i)!a}" for i, mark in marks.items() if words_by_id.get(i) != mark]:
+        raise DataError(f"vocab_file: {wrong[0]}; <pad>, <start>, <end> must come first and <unk> last")
+    ids = {word: i for i, word in words_by_id.items()}
+    if len(ids) != len(words_by_id):
+        raise DataError("vocab_file: holds a word twice; give the authors' vocab.pkl")
+    tokenizer = Tokenizer(WordLevel(ids, unk_token="<unk>"))
+    opening = normalizers.Replace(Regex(r'(?<=^|[\s(\[{<])"'), "``")
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), opening, normalizers.Replace('"', "''")])
+    cuts = [
+        r"``|''|\.{2,}|--|[\]\[(){}<>;@#$%&?!«“‘„»”’]",
+        r"[:,](?!\d)",
+        r"(?<=[^.])\.$",
+        r"(?<=[^'])(?:'(?:s|m|d|ll|re|ve)?|n't)$",
+        r"^(?:can(?=not$)|gim(?=me$)|gon(?=na$)|got(?=ta$)|lem(?=me$)|wan(?=na$))",
+    ]
+    isolated = [pre_tokenizers.Split(Regex(cut), "isolated") for cut in cuts]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), *isolated])
     return tokenizer
 
 

@@ -20,7 +20,10 @@ from recipe_lib.paths import resolve, study_dir
 from recipe_lib.reachable import Reach, Sources, digest, versions, without_docstrings
 
 # Parameters that name files from outside the study, or may do so.
-SOURCES = ("source_dir", "image_dir", "classes_file", "clip_pretrained", "description_model", "segment_model")
+SOURCES = (
+    *("source_dir", "image_dir", "classes_file", "clip_pretrained", "description_model", "segment_model"),
+    *("vocab_file", "weights_from", "dictionary_file"),
+)
 STUDIES = {"distances_from": "02_baseline_training/model.safetensors", "compare_with": "ranks.parquet"}  # of others
 _KEPT = ("manifest.json", "report.html", ".lock")  # the runner's own files, no stage's artefacts
 ASIDE = ".previous"  # below a study's folder

@@ -202,6 +202,16 @@ TOGETHER = [
         lambda val, test: min(val, test) > 0 and val + test < 1,
         "shares must leave all splits",
     ),
+    (
+        ("epochs", "weights_from"),
+        lambda epochs, weights: epochs > 0 or weights,
+        "epochs may be 0 only where weights_from names a checkpoint",
+    ),
+    (
+        ("vocab_file", "text_tokens"),
+        lambda file, tokens: not file or tokens == "words",
+        "a vocab_file is for text_tokens words",
+    ),
     (("source", "source_dir"), lambda source, folder: source == "kitchen" or folder, "source_dir must name the folder"),
     (
         ("variants",),
@@ -247,8 +257,16 @@ TOGETHER = [
     (("text_tokens", "max_tokens"), lambda kind, most: kind == "words" or most >= 3, "two tokens are CLIP's own marks"),
     *(
         (
+            (wanted, f"{name}_backend", "source"),
+            lambda wanted, backend, source: not wanted or backend != "given" or source == "recipe1m",
+            f"{name}_backend given is for the files of DAR's authors, source recipe1m",
+        )
+        for wanted, name in (("descriptions", "description"), ("segments", "segment"))
+    ),
+    *(
+        (
             (f"{name}_backend", f"{name}_model"),
-            lambda backend, model: backend in ("cues", "superpixels") or model,
+            lambda backend, model: backend in ("cues", "superpixels", "given") or model,
             f"{name}_model must name the model",
         )
         for name in ("description", "segment")

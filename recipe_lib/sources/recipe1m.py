@@ -17,91 +17,29 @@ import codecs
 import json
 import os
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from recipe_lib.data.recipe import DataError, Recipe, clean
 from recipe_lib.sources.quantities import repair_quantities
+from recipe_lib.sources.recipe1m_assembly import (
+    ID,
+    PARTITIONS,
+    Assembly,
+    Recipe1MReport,
+    Skip,
+    check_file,
+    check_folder,
+    entry_id,
+    given_description,
+    shown,
+)
+from recipe_lib.sources.recipe1m_pickles import read_pickles
 
-PARTITIONS = ("train", "val", "test")
 MAX_ITEM = 1 << 24  # characters of one JSON item; a recipe has a few thousand
 _CHUNK = 1 << 20  # bytes
-_ID = re.compile(r"[0-9a-f]{10}")
-_PHOTO = re.compile(r"[0-9a-f]{10}\.jpg")
 _SPACE = re.compile(r"[ \t\r\n]*")
-
-
-@dataclass
-class Recipe1MReport:
-    """What became of the data; right once the recipes are exhausted."""
-
-    pairs: Counter[str] = field(default_factory=Counter)  # recipes with photo names, by partition
-    text_only: Counter[str] = field(default_factory=Counter)
-    repaired_lines: int = 0  # lost slashes put back
-    unknown_photo_entries: int = 0  # ids of layer2.json that layer1.json lacks
-    unknown_name_entries: int = 0  # ids of det_ingrs.json that layer1.json lacks
-    labels_without_line: int = 0  # of pickles: no line holds the ingredient, or the line has another label already
-    listed_without_pair: int = 0  # ids of the split lists that no pair has
-    unlisted: list[str] = field(default_factory=list)  # pairs that the list of their partition lacks, left out
-    names_by_rules: list[str] = field(default_factory=list)  # det_ingrs.json does not fit their lines
-    skipped: list[str] = field(default_factory=list)  # recipes and entries, each with its reason
-    refused_photos: list[str] = field(default_factory=list)  # names that are not 10 hexadecimal digits and .jpg
-
-    def __str__(self) -> str:
-        for_each = (f"{self.pairs[p]} + {self.text_only[p]} {p}" for p in PARTITIONS)
-        lines = [f"recipes with photo + text only: {', '.join(for_each)}"]
-        for name, value in vars(self).items():
-            if isinstance(value, list) and value:
-                lines.append(f"{len(value)} {name.replace('_', ' ')}: {'; '.join(value)}")
-            elif isinstance(value, int) and value:
-                lines.append(f"{value} {name.replace('_', ' ')}")
-        return "\n".join(lines)
-
-
-@dataclass
-class Assembly:
-    """Turns checked fields into recipes and counts them; both forms of the data go through it."""
-
-    image_dir: Path
-    report: Recipe1MReport
-
-    def __post_init__(self) -> None:
-        # A partition may be a link to another disk, made by the owner of the data; a photo in it may not lead out.
-        self._roots = {name: (self.image_dir / name).resolve() for name in PARTITIONS}
-
-    def recipe(self, id: str, partition: str, title: str, lines: list[str], steps: list[str], photos: list[str],
-               names: list[str | None] | None = None) -> Recipe:  # fmt: skip
-        """From cleaned texts, empty ones dropped together with their name, and good names of photos.
-
-        Raises:
-            Skip: neither an ingredient nor an instruction is left.
-        """
-        if names is not None:
-            names = [name for name, line in zip(names, lines, strict=False) if line] + names[len(lines) :]
-        lines, steps = [line for line in lines if line], [step for step in steps if step]
-        if not lines and not steps:
-            raise Skip("no ingredients and no instructions")
-        (self.report.pairs if photos else self.report.text_only)[partition] += 1
-        folder = self.image_dir / partition
-        paths = [folder.joinpath(*name[:4], name) for name in photos]
-        return Recipe(id, title, lines, steps, paths, partition, names, image_root=self._roots[partition])
-
-    def good_photos(self, where: str, photos: list[Any]) -> list[str]:
-        """The names that can be a photo of Recipe1M; nothing else may ever become part of a path."""
-        good: dict[str, None] = {}  # a set in order
-        for name in photos:
-            if isinstance(name, str) and _PHOTO.fullmatch(name):
-                good[name] = None
-            else:
-                self.report.refused_photos.append(f"{where}: {shown(name)}")
-        return list(good)
-
-
-class Skip(Exception):
-    """Why a recipe or an entry cannot be used."""
 
 
 def read_recipe1m(
@@ -109,13 +47,14 @@ def read_recipe1m(
 ) -> tuple[Iterator[Recipe], Recipe1MReport]:
     """Recipes as a stream, and the report, which is right when the stream is exhausted.
 
-    Ids must be 10 hexadecimal digits. A recipe may lack its ingredients or its instructions, not both, and its title
-    may be empty, not absent. A recipe that layer2.json lacks is text-only, whatever the split lists say. Lost slashes
-    of ingredient lines are put back (`quantities`). Photos are not opened, and `Recipe.image_root` is their partition's
-    folder. An id that is twice in layer1.json comes twice.
+    Ids must be 10 hexadecimal digits; pickles may have others. A recipe may lack its ingredients or its instructions,
+    not both, and its title may be empty, not absent. A recipe that layer2.json lacks is text-only, whatever the split
+    lists say. Lost slashes of ingredient lines are put back (`quantities`). Photos are not opened, and
+    `Recipe.image_root` is their partition's folder. An id that is twice in layer1.json comes twice.
 
     Args:
-        folder: holds layer1.json and layer2.json, or else train.pkl, val.pkl and test.pkl (`recipe1m_pickles`).
+        folder: holds layer1.json and layer2.json, or else train.pkl, val.pkl and test.pkl (`recipe1m_pickles`), these
+            also in its folder `traindata`.
         image_dir: holds the folders train, val and test of the photos; default: `folder`.
         names: "rules": `Recipe.names` is None; "det_ingrs": names from det_ingrs.json, in lower case, None where it
             says that a line is none. Pickles bring labels of their own, and `names` is not used.
@@ -124,47 +63,31 @@ def read_recipe1m(
         DataError: at the call, a folder or file missing, not readable or not of this kind, or bad split lists; while
             reading, a file that cannot be parsed, or an id twice in a side file.
     """
-    # recipe1m_pickles builds on this module.
-    from recipe_lib.sources.recipe1m_pickles import read_pickles
-
     if names not in ("rules", "det_ingrs"):
         raise DataError(f"names={names!r}: choose rules or det_ingrs")
     folder = Path(folder)
-    _check_folder(folder, "name the folder of Recipe1M")
+    check_folder(folder, "name the folder of Recipe1M")
     assembly = Assembly(Path(image_dir or folder), Recipe1MReport())
     official = os.path.lexists(folder / "layer1.json")
-    if not official and not os.path.lexists(folder / "train.pkl"):
-        raise DataError(f"{folder}: holds neither layer1.json (Recipe1M) nor train.pkl (the authors' pickles)")
-    _check_folder(assembly.image_dir, "name the folder of the photos (image_dir)")
+    pickles = folder if os.path.lexists(folder / "train.pkl") else folder / "traindata"
+    if not official and not os.path.lexists(pickles / "train.pkl"):
+        missing = "holds neither layer1.json (Recipe1M) nor train.pkl (the authors' pickles)"
+        raise DataError(f"{folder}: {missing}, nor does its traindata")
+    check_folder(assembly.image_dir, "name the folder of the photos (image_dir)")
     partitions = [path for name in PARTITIONS if os.path.lexists(path := assembly.image_dir / name)]
     if not partitions:
         raise DataError(
             f"{assembly.image_dir}: no folder train, val or test in it; name the photos' folder (image_dir)"
         )
     for path in partitions:
-        _check_folder(path, "unpack the photos again")
+        check_folder(path, "unpack the photos again")
     if not official:
-        return read_pickles(folder, assembly), assembly.report
+        return read_pickles(pickles, assembly), assembly.report
     files = ["layer1.json", "layer2.json"] + ["det_ingrs.json"] * (names == "det_ingrs")
     for name in files:
         check_file(folder / name, "download it again")
     recipes = _recipes(*(folder / name for name in files), splits=_split_lists(folder), assembly=assembly)
     return recipes, assembly.report
-
-
-def _check_folder(path: Path, advice: str) -> None:
-    if not os.path.isdir(path):  # unlike Path.is_dir it is False, not an error, where nothing may be seen
-        raise DataError(f"{path}: {'not a' if os.path.lexists(path) else 'no such'} folder; {advice}")
-    if not os.access(path, os.R_OK | os.X_OK):
-        raise DataError(f"{path}: may not be read and searched; correct its permissions")
-
-
-def check_file(path: Path, advice: str) -> None:
-    """DataError unless the path is a plain file, or a link to one, that may be read."""
-    if not os.path.isfile(path):
-        raise DataError(f"{path}: {'not a' if os.path.lexists(path) else 'no such'} file; {advice}")
-    if not os.access(path, os.R_OK):
-        raise DataError(f"{path}: may not be read; correct its permissions")
 
 
 def _split_lists(folder: Path) -> dict[str, str] | None:
@@ -181,7 +104,7 @@ def _split_lists(folder: Path) -> dict[str, str] | None:
             except UnicodeDecodeError:
                 raise DataError(f"{path}: not UTF-8 text; it must hold one id a line") from None
             for word in words:
-                if not _ID.fullmatch(word):
+                if not ID.fullmatch(word):
                     raise DataError(f"{path}: {shown(word)} is no id of 10 hexadecimal digits; correct the list")
                 if listed.setdefault(word, partition) != partition:
                     raise DataError(f"{path}: id {word} is in {listed[word]}.txt too; keep one of them")
@@ -227,8 +150,10 @@ def _recipes(
                 report.names_by_rules.append(id)
                 names = None
             repaired = [repair_quantities(line) for line in lines]
-            photos = [f"{digits}.jpg" for digits in _ID.findall(packed or "")]
-            recipe = assembly.recipe(id, partition, clean(title), repaired, steps, photos, names or None)
+            photos = [f"{digits}.jpg" for digits in ID.findall(packed or "")]
+            recipe = assembly.recipe(
+                id, partition, clean(title), repaired, steps, photos, names or None, given_description(entry)
+            )
         except Skip as reason:
             report.skipped.append(f"{where}: {reason}")
             continue
@@ -274,16 +199,6 @@ class _SideFile:
     def rest(self) -> int:
         """How many ids nobody asked for."""
         return len(self._waiting) + sum(1 for _ in self._entries)
-
-
-def entry_id(entry: Any) -> str:
-    """The entry's id; Skip where there is none or it is not of Recipe1M's form."""
-    if not isinstance(entry, dict):
-        raise Skip(f"{shown(entry)} is not an object")
-    id = entry.get("id")
-    if not isinstance(id, str) or not _ID.fullmatch(id):
-        raise Skip(f"id is {shown(id)}, must be 10 hexadecimal digits")
-    return id
 
 
 def read_json_list(path: Path) -> Iterator[Any]:
@@ -364,8 +279,3 @@ def _texts(entry: dict, key: str) -> list[str]:
     if wrong := [item for item, text in zip(entry[key], texts, strict=True) if not isinstance(text, str)]:
         raise Skip(f"{key} holds {shown(wrong[0])}, must hold objects with a text")
     return [clean(text) for text in texts]
-
-
-def shown(value: Any) -> str:
-    """Short, printable and on one line; containers by type, for they may be huge."""
-    return ascii(value[:60] if isinstance(value, str) else value if value is None else type(value).__name__)

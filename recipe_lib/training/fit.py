@@ -285,6 +285,7 @@ def train(
 
     Leaves `model.safetensors`, `system.json` (best weights by `select_by`) and `history.csv` in `folder`, and the
     best weights in `system`. With more than one device the processes of `distributed` do the same, and this waits.
+    With 0 epochs the system is left as it is.
 
     Args:
         kept: folder of what several trainings share: features of segments, by `segment_features`; default: `folder`.
@@ -301,6 +302,8 @@ def train(
     if (folder / "history.csv").is_file():
         print("already trained: the weights are kept")
         return _finished(system, folder)
+    if not config.epochs:
+        return _as_it_is(system, folder)
     resume = folder / "last.ckpt"
     resume = resume if resume.is_file() else None
     if resume:
@@ -329,6 +332,17 @@ def _finished(system: RetrievalSystem, folder: Path) -> pd.DataFrame:
     """The history that a finished training left, digit for digit; its weights go into the system."""
     system.load_state_dict(load_file(folder / "model.safetensors"))
     return pd.read_csv(folder / "history.csv", float_precision="round_trip")
+
+
+def _as_it_is(system: RetrievalSystem, folder: Path) -> pd.DataFrame:
+    """What no training leaves: the weights as they came, and a history without an epoch."""
+    scores = [f"val_{way}_{name}" for way in ("i2r", "r2i") for name in ("recall_1", "recall_10", "medr")]
+    scores += ["val_image_cosine", "val_recipe_cosine"]
+    columns = ["epoch", "retrieval", "self_supervised", "e_norm", "z_norm", *scores, "seconds"]
+    history = pd.DataFrame(columns=columns, dtype=float)
+    save_system(system, folder)
+    atomic_write_text(folder / "history.csv", history.to_csv(index=False))
+    return history
 
 
 def fit_job(job: Path) -> None:

@@ -1,5 +1,6 @@
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -102,6 +103,84 @@ def test_segments_lie_beside_their_photos(folder):
     counts = sum(int(store.split(s).segment_counts.sum()) for s in ("train", "val", "test"))
     expected = {"n": 3, "size": 56, "photos": 7, "segments": counts, "photos_without": 2}
     assert card["segments"] == expected | {"sha256": card["segments"]["sha256"]} == store.card["segments"]
+
+
+@pytest.fixture
+def given(tmp_path):
+    """Recipes with descriptions and, for their photos, folders of pictures of segments."""
+    root = tmp_path / "segment"
+
+    def pictures(photo: str, **files) -> Path:
+        for name, grey in files.items():
+            path = root / photo / name.replace("_", ".")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (30, 20), (grey,) * 3).save(path)
+        return Path(photo)
+
+    one = pictures("a/1", c_png=30, a_jpg=10, b_jpeg=20)
+    (root / "a/1/notes.txt").write_text("no picture")
+    (tmp_path / "photo.jpg").write_bytes(b"no photo")
+    two, test = pictures("a/3", a_png=40), pictures("t/1", a_png=50)
+    pictures("t/2", a_png=60)
+    recipes = [
+        recipe(0, images=dishes(1), description="A grey soup.", segments=[one], segment_root=root),
+        recipe(
+            1, images=[tmp_path / "photo.jpg", *dishes(2)], segments=[Path("gone"), two, Path("a/4")], segment_root=root
+        ),
+        recipe(2, images=dishes(1)),
+        recipe(3, "val", images=dishes(1), description="A pie."),
+        recipe(4, "test", images=dishes(2), segments=[test, Path("t/2")], segment_root=root),
+    ]
+    prepare(recipes, tmp_path / "data", CLIP)
+    return tmp_path / "data"
+
+
+def test_given_descriptions_are_taken_and_the_rules_fill_up(given, tmp_path):
+    card = add_descriptions(given, None, tmp_path / "cache", given=True)
+    assert card["descriptions"]["sources"] == {"cues": 3, "given": 2}
+    split = Store(given).split("train")
+    told = describe_cues("Soup 1", split.recipe(1)["ingredients"], ["Chop.", "Boil 3 cups."])
+    assert split.descriptions[:2] == ["A grey soup.", told] and Store(given).split("val").descriptions == ["A pie."]
+    rules = add_descriptions(given, None, tmp_path / "cache")
+    assert rules["descriptions"]["sources"] == {"cues": 5}, "another backend takes over"
+
+
+def greys(split, row, which=0) -> list[int]:
+    parts = [np.asarray(Image.open(io.BytesIO(jpeg))) for jpeg in split.segments(row, which)]
+    assert all(part.shape == (56, 56, 3) for part in parts)
+    return [round(float(part.mean())) for part in parts]
+
+
+def test_given_segments_follow_their_photos(given, tmp_path):
+    card = add_segments(given, 2, 56, given=True)["segments"]
+    assert [card[key] for key in ("photos", "segments", "photos_without", "skipped")] == [6, 4, 3, []]
+    split = Store(given).split("train")
+    assert greys(split, 0) == [10, 20], "two, in the order of names"
+    assert [greys(split, 1, which) for which in range(2)] == [[40], []], "its first photo could not be read"
+    assert greys(split, 2) == [] and [greys(Store(given).split("test"), 0, i) for i in range(2)] == [[50], []]
+    assert add_segments(given, 2, 56, given=True)["segments"] == card
+    Image.new("RGB", (30, 20), (99,) * 3).save(tmp_path / "segment/a/1/a.jpg")
+    add_segments(given, 2, 56, given=True)
+    assert greys(Store(given).split("train"), 0) == [99, 20], "a picture that has changed is read again"
+
+
+def test_given_segments_do_not_leave_their_root(given, tmp_path):
+    (tmp_path / "secret.png").write_bytes((tmp_path / "segment/a/3/a.png").read_bytes())
+    (tmp_path / "segment/a/1/a.jpg").unlink()
+    (tmp_path / "segment/a/1/a.jpg").symlink_to(tmp_path / "secret.png")
+    (tmp_path / "segment/a/1/b.jpeg").write_bytes(b"no picture")
+    card = add_segments(given, 2, 56, given=True)["segments"]
+    assert greys(Store(given).split("train"), 0) == [30]
+    leaves, broken = card["skipped"]
+    assert "a.jpg: is a link that leaves" in leaves and "b.jpeg: not an image" in broken
+
+
+def test_nothing_given_is_an_error(folder, tmp_path):
+    with pytest.raises(DataError, match="no recipe of the source brings a description; choose description_backend"):
+        add_descriptions(folder, None, tmp_path / "cache", given=True)
+    with pytest.raises(DataError, match="the source brings no segment of a photo; choose segment_backend"):
+        add_segments(folder, 2, 56, given=True)
+    assert not {"segments", "descriptions"} & set(Store(folder).card)
 
 
 def test_what_is_finished_is_not_made_again_and_workers_change_nothing(folder, monkeypatch):

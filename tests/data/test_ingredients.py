@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipe_lib.data.ingredients import IngredientClasses, ingredient_name, mentions
+from recipe_lib.data.ingredients import IngredientClasses, ingredient_name, ingredient_names, mentions
 from recipe_lib.data.recipe import DataError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -110,6 +110,48 @@ def test_lines_in_twenty_languages():
         assert any(names), row[:80]
 
 
+@pytest.mark.parametrize(
+    ("line", "names"),
+    [
+        ("salt and pepper", "salt;?pepper"),
+        ("Salt & freshly ground black pepper, to taste", "salt;?black pepper"),
+        ("1 tbsp each salt and pepper (optional)", "salt;?pepper"),
+        ("2 tbsp butter and 1 tbsp flour for the pan", "butter;?flour"),
+        ("macaroni and cheese", "macaroni;?cheese"),
+        ("red and green pepper", "red;?green pepper"),
+        ("1 cup half and half", "half-and-half"),
+        ("chopped and peeled apple", "apple"),
+        ("juice and zest of 1 lemon", "lemon"),
+        ("lemon juice and zest", "lemon"),
+        ("salt, pepper and oil", "salt"),
+        ("salt and pepper and oil", "salt"),
+        ("oil and/or butter", "oil"),
+        ("salt or pepper", "salt"),
+        ("kosher salt and table salt", "salt"),
+        ("and", None),
+    ],
+)
+def test_two_names_of_a_line(line, names):
+    assert ingredient_names(line) == names
+    assert (names or "").split(";")[0] == (ingredient_name(line) or "")
+
+
+def test_a_line_counts_for_each_class_that_it_names():
+    classes = IngredientClasses(["salt", "pepper", "cheese", "macaroni", "pepper jack"], [1] * 5, {"mac and cheese": 2})
+    labels = {
+        "salt;pepper": [0, 1], "pepper ; salt;salt": [1, 0], "salt;gold": [0], "gold;salt": [0],
+        "salt;?pepper": [0, 1], "macaroni;?cheese": [3, 2], "salt;?gold": [0], "gold;?salt": [],
+        "salt and pepper": [0, 1], "salt & pepper": [0, 1], "salt and gold": [], "gold and salt": [],
+        "mac;?cheese": [2], "mac and cheese": [2], "salt and pepper and cheese": [], "": [], ";": [], ";?": [],
+    }  # fmt: skip
+    for name, expected in labels.items():
+        assert classes.label(["salt", None, name]) == [(0, 0), *((2, index) for index in expected)], name
+    dish = IngredientClasses(["macaroni", "macaroni and cheese", "cheese"], [1] * 3)
+    assert dish.label(["macaroni;?cheese", "macaroni and cheese"]) == [(0, 1), (1, 1)], "a class as a whole is not cut"
+    names = ["salt;pepper", "oil;?egg", None]
+    assert mentions(names) == {"salt", "pepper", "oil"} and mentions(names, classes) == {"salt", "pepper"}
+
+
 def from_recipes(recipes, k):
     return IngredientClasses.from_counts(Counter(name for names in recipes for name in mentions(names)), k)
 
@@ -182,7 +224,8 @@ texts = st.text(st.characters(blacklist_categories=["Cs"]), max_size=12)
 
 @given(recipes=st.lists(st.lists(st.none() | texts, max_size=5), min_size=1), data=st.data())
 def test_save_and_load_give_the_same_classes(tmp_path_factory, recipes, data):
-    available = {" ".join(name.replace(";", " ").split()) for names in recipes for name in names if name} - {""}
+    parts = {part for names in recipes for name in names if name for part in name.split(";")}
+    available = {" ".join(part.split()) for part in parts if not part.startswith("?")} - {""}
     if not available:
         with pytest.raises(DataError):
             from_recipes(recipes, 1)

@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from recipe_lib.data.ingredients import IngredientClasses
 from recipe_lib.data.prepare import SHARD, StoreConfig, prepare
 from recipe_lib.data.recipe import DataError, Recipe
 from recipe_lib.data.store import Store
+from recipe_lib.kitchen.model import KitchenConfig, cook
 
 PHOTO = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
 CONFIG = StoreConfig(32, min_word_count=1, ingredient_classes=2)
@@ -61,6 +63,33 @@ def test_token_ids_are_the_words_and_labels_point_to_their_lines(tmp_path):
     names = [store.classes.names[label] for label in split.labels]
     assert list(zip(names, split.positions.tolist(), strict=True)) == [("onion", 0), ("stock", 1), ("onion", 2)]
     assert split.label_matrix().sum() == 2
+
+
+def test_a_line_with_two_classes_counts_for_both(tmp_path):
+    lines = [["salt and pepper", "oil and gold"], ["pepper"], ["salt", "oil"], ["salt"], ["rosemary and gold", "oil"]]
+    recipes = [recipe(i, ingredients=ingredients) for i, ingredients in enumerate(lines)]
+    prepare([*recipes, *EVAL], tmp_path / "data", StoreConfig(32, 1, ingredient_classes=3))
+    store = Store(tmp_path / "data")
+    assert dict(zip(store.classes.names, store.classes.counts, strict=True)) == {"oil": 3, "salt": 3, "pepper": 2}
+    split = store.split("train")
+    names = [store.classes.names[label] for label in split.labels[: split.label_start[1]]]
+    assert list(zip(names, split.positions.tolist(), strict=False)) == [("salt", 0), ("pepper", 0), ("oil", 1)]
+    assert split.label_matrix().sum(0).tolist() == store.classes.counts
+
+
+def test_the_kitchens_labels_are_its_own_names(tiny_store):
+    """One name a line, found in the table as it stands: no line of the kitchen is read as two."""
+    kitchen = {r.id: r for r in cook(KitchenConfig(train=96, val=24, test=30, text_only=20, seed=3))}
+    index = {name: i for i, name in enumerate(tiny_store.classes.names)}
+    for name in ("train", "text_only", "iid"):
+        split = tiny_store.split(name)
+        for row, id_ in enumerate(split.ids):
+            own = slice(*split.label_start[row : row + 2])
+            expected = [(index[n], i) for i, n in enumerate(kitchen[id_].names) if n in index]
+            assert list(zip(split.labels[own].tolist(), split.positions[own].tolist(), strict=True)) == expected
+    counts = Counter(n for r in kitchen.values() if r.split == "train" and len(r.images) for n in set(r.names))
+    top = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:20]
+    assert top == list(zip(tiny_store.classes.names, tiny_store.classes.counts, strict=True))
 
 
 def test_limits_and_empty_fields(tmp_path):

@@ -1,15 +1,14 @@
 """The authors' pickles: nothing that they hold is run, and every ingredient label keeps its line."""
 
 import pickle
-from collections import Counter, OrderedDict
+from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pytest
 
+from recipe_lib.data.plain_pickle import read_plain_pickle
 from recipe_lib.data.recipe import DataError
 from recipe_lib.sources.recipe1m import read_recipe1m
-from recipe_lib.sources.recipe1m_pickles import read_plain_pickle
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared test data is not here")
@@ -69,13 +68,54 @@ def test_the_longest_name_on_a_line_wins_within_the_recipes_labels(tmp_path):
 
 def test_given_positions_win_over_the_text(tmp_path):
     train = {A: recipe("1 leek", "", "salt", "soy sauce"), D: recipe("salt")}
-    places = {A: [{0: 0}, {2: 3}, {2: 2}, {1: 4}, {99: 1}]}
+    places = {A: [{0: 0}, {2: 3}, {2: 2}, {2: 3}, {1: 4}, {99: 1}]}
     recipes, report = everything(layout(tmp_path, train=train, id2pos_train=places))
     assert recipes[A].ingredients == ["1 leek", "salt", "soy sauce"]
-    assert recipes[A].names == ["salt", "sauce", None, "soybean", "leek", "soy sauce"], "no line, or the line is taken"
-    assert recipes[D].names == ["salt"] and report.labels_without_line == 3
+    assert recipes[A].names == ["salt", "sauce;soybean", None, "leek", "soy sauce"], "both of one line; no line"
+    assert recipes[D].names == ["salt"] and report.labels_without_line == 2
     recipes, _ = everything(layout(tmp_path, train=train, id2pos_train=places, id2labels_train={A: [0, 4], D: []}))
     assert recipes[A].names == ["salt", None, None, "leek"] and recipes[D].names == [None]
+
+
+def test_two_classes_of_a_line_are_found_in_the_text(tmp_path):
+    lines = ["salt and leeks", "leeks & water", "soy sauce and salt", "macaroni and soybeans", "salt and sea salt"]
+    classes = ING2LABEL | {"macaroni and soybeans": 5}
+    recipes, _ = everything(layout(tmp_path, val={B: recipe(*lines)}, ing2label_topk500=classes))
+    assert recipes[B].names == ["salt;leek", "leek", "soy sauce;salt", "macaroni and soybeans", "salt"]
+    recipes, _ = everything(layout(tmp_path, val={B: recipe(*lines)}, id2labels_val={B: [4]}))
+    assert recipes[B].names == ["leek", "leek", None, None, None], "within the recipe's labels"
+
+
+def test_files_of_the_preprocessing_alone_have_no_names(tmp_path):
+    """H-T's: pairs and text-only recipes in a folder `traindata` beside the photos."""
+    (tmp_path / "traindata").mkdir()
+    layout(tmp_path / "traindata", ing2label_topk500=None, val_noimages={D: recipe("2 leeks", photos=())})
+    (tmp_path / "val").mkdir()
+    recipes, report = everything(tmp_path)
+    assert [(r.id, r.split, r.names) for r in recipes.values()] == [
+        (A, "train", None), (B, "val", None), (C, "test", None), (D, "val", None)]  # fmt: skip
+    assert recipes[B].images == [tmp_path / "val/0/1/2/3/0123456789.jpg"] and report.text_only == {"val": 1}
+
+
+def test_recipes_once_per_photo_have_the_labels_of_the_recipe(tmp_path):
+    train = {f"{A}_{i}": recipe("1 salt", "2 leeks", photos=[f"012345678{i}.jpg"]) for i in range(2)}
+    train |= {"Recipe-7_x": recipe("1 salt"), "x" * 65: recipe("salt"), "a/b": recipe("salt"), "": recipe("salt")}
+    more = {"id2labels_train": {A: [4], "Recipe-7_x": [0]}, "id2pos_train": {A: [{1: 4}], "Recipe-7_x": [{0: 0}]}}
+    recipes, report = everything(layout(tmp_path, train=train, **more))
+    names = {id: r.names for id, r in recipes.items() if r.split == "train"}
+    assert names == {f"{A}_0": [None, "leek"], f"{A}_1": [None, "leek"], "Recipe-7_x": ["salt"]}
+    assert len(report.skipped) == 3 and all("64 at most" in line for line in report.skipped)
+
+
+def test_descriptions_and_folders_of_segments(tmp_path):
+    train = {A: recipe("salt", llama_13b_generation=" A grey\n soup. "), D: recipe("salt")}
+    layout(tmp_path, train=train | {"e": recipe("salt", llama_13b_generation=3)})
+    recipes, report = everything(tmp_path)
+    assert [recipes[id].description for id in (A, D)] == ["A grey soup.", ""] and recipes[A].segments is None
+    assert len(report.skipped) == 1 and "llama_13b_generation is 'int'" in report.skipped[0]
+    (tmp_path / "segment").mkdir()
+    recipe_ = everything(tmp_path)[0][A]
+    assert recipe_.segment_root / recipe_.segments[0] == tmp_path / "segment/train/0/1/2/3/0123456789"
 
 
 @pytest.mark.parametrize(
@@ -109,22 +149,12 @@ class Payload:
         return exec, ("open('pwned.txt', 'w').close()",)
 
 
-BOMBS = {
-    "a memo of 2 billion places": b"\x80\x04}r\xff\xff\xff\x7f.",
-    "a text of an exabyte": b"\x80\x04\x8d" + (1 << 60).to_bytes(8, "little") + b"x.",
-    "a frame of an exabyte": b"\x80\x04\x95" + (1 << 60).to_bytes(8, "little") + b"}.",
-    "16 GB of bytes": b"\x80\x05\x96" + (1 << 34).to_bytes(8, "little") + b"x.",
-}
-
-
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
         *[(pickle.dumps({A: Payload()}, protocol), r"asks for '\w+.exec'") for protocol in range(6)],
         (b"(S'x'\nios\nsystem\n.", "asks for 'os.system'"),
         (b"cos\nsys\x1btem\n.", r"asks for 'os.sys\\x1btem'"),
-        (pickle.dumps({A: OrderedDict()}), "asks for 'collections.OrderedDict'"),
-        (pickle.dumps({A: np.zeros(2)}), "asks for 'numpy"),
         (pickle.dumps({A: b"x"}), "another type"),
         (pickle.dumps({A: {1, 2}}), "another type"),
         (b"Pelsewhere\n.", "an object outside"),
@@ -142,32 +172,11 @@ def test_what_is_not_plain_is_refused(tmp_path, monkeypatch, data, reason):
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"{}", b'{"a": 1}', b"\x80", pickle.dumps({A: recipe("salt")})[:-9], b"\x80\x63}.", b"\x80\x04]}s."]
-)
-def test_what_is_no_pickle_is_one_line(tmp_path, data):
-    (tmp_path / "x.pkl").write_bytes(data)
-    with pytest.raises(DataError, match=r"x.pkl: not a complete pickle; download it or make it again$"):
-        read_plain_pickle(tmp_path / "x.pkl")
-
-
-@pytest.mark.parametrize("name", BOMBS)
-def test_a_few_bytes_take_no_gigabytes(tmp_path, name):
-    resource = pytest.importorskip("resource")
-    (tmp_path / "x.pkl").write_bytes(BOMBS[name])
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    try:
-        assert read_plain_pickle(tmp_path / "x.pkl") == {}, "a number of a place alone does no harm"
-    except DataError as error:
-        assert "x.pkl" in str(error)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000, "kB"
-
-
-@pytest.mark.parametrize(
     ("files", "reason"),
     [
         ({"val": None}, "val.pkl: no such file; the authors' preprocessing.py"),
         ({"test": None}, "test.pkl: no such file"),
-        ({"ing2label_topk500": None}, "0 files ing2label_topk"),
+        ({"ing2label_topk500": None, "id2labels_val": {}}, "0 files ing2label_topk.*, which id2labels_val.pkl needs"),
         ({"ing2label_topk60": ING2LABEL}, "2 files ing2label_topk"),
     ],
 )
@@ -200,18 +209,22 @@ def shared():
     return everything(SHARED / "authors_layout", image_dir=SHARED / "recipe1m_layout")
 
 
+def named(recipe) -> list[str]:
+    return [name for names in recipe.names if names for name in names.split(";")]
+
+
 @needs_shared
 def test_the_shared_pickles(shared):
     recipes, report = shared
     assert report.pairs == {"train": 657, "val": 141, "test": 141} and report.text_only == {"train": 192}
     assert all(path.is_file() for recipe in recipes.values() for path in recipe.images)
-    names = {name for recipe in recipes.values() for name in recipe.names if name}
+    names = {name for recipe in recipes.values() for name in named(recipe)}
     assert len(names) == 60 and {"salt", "olive oil", "egg"} < names
     given, number = {}, read_plain_pickle(SHARED / "authors_layout/ing2label_topk500.pkl")
     for split in ("train", "val", "test"):
         given |= read_plain_pickle(SHARED / f"authors_layout/id2labels_{split}.pkl")
     for id, labels in given.items():
-        assert {number[name] for name in recipes[id].names if name} == set(labels)
+        assert {number[name] for name in named(recipes[id])} == set(labels)
     assert report.labels_without_line == sum(len(r.names) - len(r.ingredients) for r in recipes.values()) < 20
 
 
@@ -225,7 +238,9 @@ def test_computed_positions_are_mostly_those_given(shared, tmp_path, gone):
     agree = Counter()
     for id, places in read_plain_pickle(SHARED / "authors_layout/id2pos_train.pkl").items():
         for position in (position for place in places for position in place):
-            agree[recipes[id].names[position] == shared[0][id].names[position]] += 1
+            computed, given = (set(r[id].names[position].split(";")) if r[id].names[position] else set()
+                               for r in (recipes, shared[0]))  # fmt: skip
+            agree[given <= computed] += 1  # of "salt and pepper" the shared labels hold one
     assert agree.total() == 4866 and agree[True] / agree.total() > (0.99 if len(gone) == 1 else 0.98)
 
 

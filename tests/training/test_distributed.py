@@ -45,7 +45,13 @@ store = Store(Path(sys.argv[1]))
 train(fresh(store), store, TrainingConfig(**json.loads(sys.argv[2])), Path(sys.argv[3]))
 """
 SERVE = "import sys; from recipe_lib.training.distributed import serve; sys.exit(serve(1, 2, 1))"
-LEAD = "import time; from recipe_lib.training.distributed import lead\nwith lead(2): print('leads', flush=True); time.sleep(60)"
+LEAD = """
+import time
+from recipe_lib.training.distributed import lead
+with lead(2):
+    print('leads', flush=True)
+    time.sleep(60)
+"""
 
 
 def fresh(store: Store, **values) -> RetrievalSystem:
