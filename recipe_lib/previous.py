@@ -20,7 +20,10 @@ from recipe_lib.paths import atomic_write_text, resolve
 
 # In the order in which they move away: without its history a training is not finished, and what is left of it can
 # be told as long as `started.json` is there.
-TRAINING = ("history.csv", "model.safetensors", "system.json", "last.ckpt", "started.json")
+TRAINING = (
+    *("history.csv", "model.safetensors", "objectives.safetensors", "system.json", "training.json"),
+    *("last.ckpt", "started.json"),
+)
 
 
 def place(folder: Path) -> Path:

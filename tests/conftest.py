@@ -13,7 +13,8 @@ from recipe_lib.data.derived import add_descriptions, add_segments
 from recipe_lib.data.prepare import StoreConfig, prepare
 from recipe_lib.data.store import Store
 from recipe_lib.kitchen.model import KitchenConfig, cook
-from recipe_lib.systems.base import RetrievalSystem, SystemConfig
+from recipe_lib.systems.base import System, SystemConfig
+from recipe_lib.systems.registry import build
 
 STUDY = 'study: str = "kitchen"  # folder of the results below outputs/\n'
 # Where a stage may be told to misbehave: it logs that it ran, outside outputs/.
@@ -113,13 +114,13 @@ def clip_store(tmp_path_factory) -> Store:
 @pytest.fixture
 def clip_config(clip_store) -> SystemConfig:
     return SystemConfig(
-        clip_store.card["vocabulary"], len(clip_store.classes.names), encoders="clip", clip_model="kitchen-clip-small",
+        clip_store.card["vocabulary"], len(clip_store.classes.names), method="dar", clip_model="kitchen-clip-small",
         embed_dim=16, adapter_width=8, recipe_layers=1, recipe_heads=2, recipe_feedforward=32, dropout=0.1,
         descriptions="adapted", segments=3,
     )  # fmt: skip
 
 
 @pytest.fixture
-def dar(clip_config) -> RetrievalSystem:
+def dar(clip_config) -> System:
     torch.manual_seed(0)
-    return RetrievalSystem(clip_config).eval()
+    return build(clip_config).eval()

@@ -24,7 +24,7 @@ from recipe_lib.losses import posterior
 from recipe_lib.paths import atomic_write_text, study_dir
 from recipe_lib.retrieval.exact_ranks import Embeddings
 from recipe_lib.retrieval.metrics import bag_metrics, rank_bags
-from recipe_lib.systems.base import RetrievalSystem
+from recipe_lib.systems.base import System
 from recipe_lib.systems.saving import load_system
 from recipe_lib.training.segment_features import load_features, segment_features
 
@@ -65,7 +65,7 @@ class Encoded:
 
 @torch.inference_mode()
 def encode(
-    system: RetrievalSystem,
+    system: System,
     split: Split,
     *,
     crop: int,
@@ -82,17 +82,17 @@ def encode(
     system = system.eval().to(device)
     parts = []
     for batch in loader(StudyDataset(split, crop), InOrder(len(split), batch_size), workers):
-        image = system.encode_images(batch.images.to(device), batch.labels.to(device))
+        image = system.encode_images(batch.to(device))
         parts.append([image.embedding, image.z, batch.labels, image.logits])
     embedding, z, labels, logits = (
         None if column[0] is None else torch.cat([x.cpu() for x in column]) for column in zip(*parts, strict=True)
     )
     encoded = Encoded(embedding, z, encode_recipes(system, split), labels, logits)
     batches = np.array_split(np.arange(len(split)), -(-len(split) // batch_size))
-    if system.description_encoder is not None:
+    if "descriptions" in system.reads:
         tokens = (torch.from_numpy(split.description_tokens(rows)).to(device) for rows in batches)
         encoded.descriptions = torch.cat([system.encode_descriptions(ids).cpu() for ids in tokens])
-    if system.segment_encoder is not None:
+    if "segments" in system.reads:
         features = load_features(system, segment_features(system, split, kept, first_only=True))
         features = torch.from_numpy(np.array(features))
         counts = torch.from_numpy(split.segment_counts[split.photo_start[:-1]])[:, None]
@@ -114,7 +114,7 @@ def encode_with_study(study: str, split: Split, kept: Path) -> Encoded:
     """
     folder = study_dir(study)
     other = load_system(folder / "02_baseline_training")
-    if other.description_encoder is None and other.segment_encoder is None:
+    if not other.reads & {"descriptions", "segments"}:
         raise ValueError(f"distances_from: the study {study} reads neither descriptions nor segments")
     theirs = study_store(study).split(split.name)
     if theirs.ids != split.ids:
@@ -148,7 +148,7 @@ def distances(images: Tensor, recipes: Tensor, source: Encoded | None) -> dict[s
 
 
 @torch.inference_mode()
-def encode_recipes(system: RetrievalSystem, split: Split, batch_tokens: int = BATCH_TOKENS) -> Tensor:
+def encode_recipes(system: System, split: Split, batch_tokens: int = BATCH_TOKENS) -> Tensor:
     """Embeddings (N, D) of the recipes of a split in float32, on the CPU: each distinct sentence is encoded once."""
     device = devices.device()
     encoder = system.eval().to(device).recipe_encoder
@@ -201,7 +201,7 @@ def distinct_sentences(split: Split, sentences: np.ndarray, batch_tokens: int) -
 
 
 @torch.inference_mode()
-def test_time_embeddings(variant: str, system: RetrievalSystem, encoded: Encoded, seed: int) -> dict[str, Tensor]:
+def test_time_embeddings(variant: str, system: System, encoded: Encoded, seed: int) -> dict[str, Tensor]:
     """The image embeddings of a variant and of its test-time controls, by name; they cost no training.
 
     `variant@control` changes the trained variant at test time alone: `no_z` removes the term, `soft` drops the
@@ -309,9 +309,7 @@ def near_duplicate_accuracy(images: Tensor, recipes: Tensor, pairs: np.ndarray) 
 
 
 @torch.inference_mode()
-def ingredient_lines(
-    system: RetrievalSystem, split: Split, batch_tokens: int = BATCH_TOKENS
-) -> Iterator[tuple[Tensor, Tensor]]:
+def ingredient_lines(system: System, split: Split, batch_tokens: int = BATCH_TOKENS) -> Iterator[tuple[Tensor, Tensor]]:
     """First-level vectors of the ingredient lines that mention a class: (features (M, E), classes (M,)) a batch.
 
     Lines come sorted by their length; those of the same words are encoded once, and lie in one batch.

@@ -23,7 +23,7 @@ from recipe_lib.evaluation.scores import (
     score,
     test_time_embeddings,
 )
-from recipe_lib.systems.base import RetrievalSystem
+from recipe_lib.systems.base import System
 
 ZERO_SHOT = "zero_shot"  # towers that nobody trained here: no products of distances are claimed of them
 MAIN = ("baseline", "equal_compute", "classifier_only", "debiased", "oracle")
@@ -48,7 +48,7 @@ class StudyScores:
 
 
 def evaluate_study(
-    systems: Mapping[str, Callable[[], RetrievalSystem]],
+    systems: Mapping[str, Callable[[], System]],
     store: Store,
     out: Path,
     *,

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from recipe_lib.losses.similarity import cosine_matrix
+
 
 def circle_loss(a: Tensor, b: Tensor, *, margin: float = 0.25, gamma: float = 32.0, over: str = "batch") -> Tensor:
     """A pair far from where it should be weighs more than one that is almost there; weights detached.
@@ -24,8 +26,7 @@ def circle_loss(a: Tensor, b: Tensor, *, margin: float = 0.25, gamma: float = 32
     Shape:
         a, b (B, D); row i of a belongs to row i of b -> scalar. One pair alone has no negative and costs 0.
     """
-    with torch.autocast(a.device.type, enabled=False):  # exp(gamma s) turns 8 bits of mantissa into noise
-        similarity = F.normalize(a.float(), dim=1) @ F.normalize(b.float(), dim=1).T  # (B, B)
+    similarity = cosine_matrix(a, b)  # (B, B); exp(gamma s) would turn fewer bits into noise
     own = similarity.diagonal()
     positive = gamma * (1 + margin - own).detach().clamp(min=0) * (1 - margin - own)  # (B,)
     negative = gamma * (similarity + margin).detach().clamp(min=0) * (similarity - margin)  # (B, B)

@@ -163,16 +163,16 @@ def _constraint(where: str, text: str) -> str:
 # ---- the values: files and the command line ----
 
 
-def _is_read(model: str, crop: int, encoders: str) -> bool:
-    if encoders == "ht":
+def _is_read(model: str, crop: int, method: str) -> bool:
+    if method not in CLIP:
         return True
     from recipe_lib.encoders.clip import clip_image_size  # seconds, for those alone who use it
 
     return crop == clip_image_size(model)
 
 
-def _can_freeze(frozen: list[str], model: str, model_args: list[str], encoders: str) -> bool:
-    if not frozen or encoders != "ht":
+def _can_freeze(frozen: list[str], model: str, model_args: list[str], method: str) -> bool:
+    if not frozen or method != "ht":
         return not frozen
     from recipe_lib.encoders.image import check_frozen  # as above
 
@@ -189,6 +189,7 @@ def _augments(policy: str) -> bool:
 
 
 # What single ranges cannot say: these combinations would stop a run in the middle.
+CLIP = ("dar", "captions", "zero_shot")  # methods whose towers and tokens are CLIP's
 TOGETHER = [
     (("crop_size", "image_size"), lambda crop, stored: crop <= stored, "crop_size must be at most image_size"),
     (("recipe_dim", "recipe_heads"), lambda dim, heads: dim % heads == 0, "recipe_dim must be a multiple of the heads"),
@@ -228,18 +229,18 @@ TOGETHER = [
     ),
     (("max_sentences", "max_tokens"), lambda *most: max(most) <= 50, "at most 50 positions are learnt"),
     (
-        ("encoders", "text_tokens"),
-        lambda encoders, tokens: (encoders == "ht") == (tokens == "words"),
+        ("method", "text_tokens"),
+        lambda method, tokens: (method == "ht") <= (tokens == "words") and (method in CLIP) <= (tokens == "clip"),
         "CLIP's towers read text_tokens clip, the others words",
     ),
     (
-        ("encoders", "descriptions", "segments"),
-        lambda encoders, descriptions, segments: encoders == "clip" or not (descriptions or segments),
-        "descriptions and segments are read by encoders clip alone (distances_from brings them to other systems)",
+        ("method", "descriptions", "segments"),
+        lambda method, descriptions, segments: method not in ("ht", "captions") or not (descriptions or segments),
+        "descriptions and segments are read by method dar alone (distances_from brings them to other systems)",
     ),
     (
-        ("encoders", "pretrained", "clip_pretrained"),
-        lambda encoders, pretrained, weights: encoders == "ht" or pretrained == bool(weights),
+        ("method", "pretrained", "clip_pretrained"),
+        lambda method, pretrained, weights: method not in CLIP or pretrained == bool(weights),
         "CLIP's towers have weights where both pretrained and clip_pretrained say so",
     ),
     (
@@ -247,11 +248,11 @@ TOGETHER = [
         lambda segments, sides: segments == "frozen" or sides in ("both", "image"),
         "segment_encoder adapted needs adapters on the image side",
     ),
-    (("clip_model", "crop_size", "encoders"), _is_read, "crop_size must be the side of the photos that the CLIP reads"),
+    (("clip_model", "crop_size", "method"), _is_read, "crop_size must be the side of the photos that the CLIP reads"),
     (
-        ("frozen", "image_model", "image_model_args", "encoders"),
+        ("frozen", "image_model", "image_model_args", "method"),
         _can_freeze,
-        "frozen names parts of encoders ht; CLIP's towers are frozen as they are",
+        "frozen names parts of method ht; CLIP's towers are frozen as they are",
     ),
     (("augment",), _augments, "augment must name a policy"),
     (("text_tokens", "max_tokens"), lambda kind, most: kind == "words" or most >= 3, "two tokens are CLIP's own marks"),

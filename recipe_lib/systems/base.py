@@ -1,69 +1,28 @@
-"""A retrieval system: encoders, and the causal module where the parameters ask for it."""
+"""What every retrieval system offers: photos and recipes into one space, losses for each player, the causal module.
+
+A subclass in a file of its own builds the encoders (`build`) and, where it trains on more than photo against recipe,
+says so (`sides`, `pairs`, `losses`, `players`). The causal module attaches to any of them.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, ClassVar, NamedTuple
 
 import pandas as pd
 import torch
+import yaml
 from torch import Tensor, nn
 
 from recipe_lib.causal.adjustment import BackdoorAdjustment, ingredient_weights, marginal_weights
 from recipe_lib.causal.classifier import IngredientClassifier
-from recipe_lib.data.loading import RecipeBatch
-from recipe_lib.encoders.clip import clip_towers
-from recipe_lib.encoders.image import ImageEncoder
-from recipe_lib.encoders.recipe import COMPONENTS, RecipeEncoder, RecipeFeatures
-from recipe_lib.losses import posterior
-from recipe_lib.systems.captions import CaptionEncoder, CLIPImageEncoder, ZeroShotEncoder
-from recipe_lib.systems.dar import DARImageEncoder, DARRecipeEncoder, DescriptionEncoder, SegmentEncoder
-
-
-@dataclass(frozen=True)
-class Debiasing:
-    """What is attached to a baseline.
-
-    Args:
-        classifier: train the ingredient classifier on the image features.
-        weights: where z takes P(ing | image) from: "" (no z), "classifier", "labels" (the oracle), "marginal".
-        dictionary: "learned", or the controls "shuffled" and "random".
-        soft: keep every probability; else those below `threshold` are dropped before they are normalised.
-        calibrated: turn the asymmetric-loss output into the probability that it stands for.
-        normalise: bring Wv(D) to the length of the image embedding.
-        gamma_neg, gamma_pos: of the asymmetric loss.
-        classifier_dim, classifier_heads, classifier_feedforward: of the Query2Label transformer.
-    """
-
-    classifier: bool = False
-    weights: str = ""
-    dictionary: str = "learned"
-    soft: bool = False
-    threshold: float = 0.5
-    calibrated: bool = False
-    normalise: bool = False
-    gamma_neg: float = 2.0
-    gamma_pos: float = 0.0
-    classifier_dim: int = 2048
-    classifier_heads: int = 4
-    classifier_feedforward: int = 8192
-
-
-# Every variant starts from the same baseline checkpoint and trains as long as the others on the same batches.
-VARIANTS: dict[str, Debiasing] = {
-    "equal_compute": Debiasing(),
-    "classifier_only": Debiasing(classifier=True),
-    "debiased": Debiasing(classifier=True, weights="classifier"),
-    "oracle": Debiasing(weights="labels"),
-    "shuffled_dictionary": Debiasing(classifier=True, weights="classifier", dictionary="shuffled"),
-    "random_dictionary": Debiasing(classifier=True, weights="classifier", dictionary="random"),
-    "soft": Debiasing(classifier=True, weights="classifier", soft=True),
-    "calibrated": Debiasing(classifier=True, weights="classifier", soft=True, calibrated=True),
-    "normalised": Debiasing(classifier=True, weights="classifier", normalise=True),
-    "marginal": Debiasing(classifier=True, weights="marginal"),
-}
+from recipe_lib.causal.debiasing import Debiasing
+from recipe_lib.data.loading import Batch, RecipeBatch
+from recipe_lib.encoders.recipe import COMPONENTS, RecipeFeatures
+from recipe_lib.losses import asymmetric_loss, posterior
 
 
 @dataclass(frozen=True)
@@ -71,9 +30,9 @@ class SystemConfig:
     """Architecture. Every value is a notebook parameter or a fact of the prepared data (vocabulary, num_classes).
 
     Args:
-        encoders: "ht": a timm backbone and transformers over words; "clip": frozen CLIP towers with adapters;
-            "captions": CLIP's towers alone, trained whole, a recipe read as one caption; "zero_shot": the same, a
-            recipe read as the mean of its components.
+        method: name of the system; see `registry`.
+        system_file: Python file that holds it, where it is not one of this package; else "".
+        system_args: what that system alone reads, each as YAML "key: value"; see `System.args`.
         pretrained: load the published weights of the backbone, or the towers' weights `clip_pretrained`.
         image_normalisation, frozen: of the backbone; see `ImageEncoder`.
         embed_dim: D. CLIP brings its own: a system's config says that one, whatever it was built with.
@@ -86,7 +45,9 @@ class SystemConfig:
 
     vocabulary: int
     num_classes: int
-    encoders: str = "ht"
+    method: str = "ht"
+    system_file: str = ""
+    system_args: tuple[str, ...] = ()
     image_model: str = "resnet50"
     image_model_args: tuple[str, ...] = ()
     pretrained: bool = False
@@ -108,6 +69,12 @@ class SystemConfig:
     segment_encoder: str = "frozen"
     debiasing: Debiasing = field(default_factory=Debiasing)
 
+    @classmethod
+    def gather(cls, parameters: Mapping[str, Any], **facts: Any) -> SystemConfig:
+        """From a notebook's parameters, by name; `facts` win."""
+        named = {f.name: parameters[f.name] for f in fields(cls) if f.name in parameters}
+        return cls.from_dict(named | facts)
+
     @property
     def recipe_transformer(self) -> dict:
         """Arguments of the recipe encoders' transformers."""
@@ -118,12 +85,12 @@ class SystemConfig:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict) -> SystemConfig:
-        return cls(
-            **values
-            | {"debiasing": Debiasing(**values["debiasing"])}
-            | {name: tuple(values[name]) for name in ("image_model_args", "frozen")}
-        )
+    def from_dict(cls, values: Mapping[str, Any]) -> SystemConfig:
+        """From what `to_dict` gave, or JSON made of it."""
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        if isinstance(values.get("debiasing"), Mapping):
+            values["debiasing"] = Debiasing(**values["debiasing"])
+        return cls(**values)
 
 
 class ImageFeatures(NamedTuple):
@@ -134,27 +101,54 @@ class ImageFeatures(NamedTuple):
     logits: Tensor | None
 
 
-class RetrievalSystem(nn.Module):
+class Step(NamedTuple):
+    """One step of training, as a system's losses see it.
+
+    Args:
+        batch: this device's share of the pairs, or of text-only recipes.
+        loss: between two sides, (B, D) each, row for row -> scalar; with the margin of this epoch.
+        weight: of a loss, by its name; where it is 0 the loss is not asked for.
+        gather: (B / world, D) parts -> (B, D), the rows of all devices with gradients; call it once, after all
+            encoding: graphs of encoders differ with the lengths of sentences, collectives must not.
+        log: figures of this step, by name, for the history.
+        player: whose losses are asked for.
+        epoch: passes over the training pairs so far, a fraction included.
+    """
+
+    batch: Batch
+    loss: Callable[[Tensor, Tensor], Tensor]
+    weight: Callable[[str], float]
+    gather: Callable[..., tuple[Tensor, ...]]
+    log: Callable[[dict[str, Tensor]], None]
+    player: str = "main"
+    epoch: float = 0.0
+
+
+class System(nn.Module, ABC):
     """Photos and recipes into one space.
 
     Args:
         config: the architecture.
         dictionary: (K, E) ingredient dictionary; needed where `config.debiasing.weights` is set.
         prior: (K,) share of the training recipes that hold each ingredient; needed for weights "marginal".
+
+    Attributes:
+        pairs: loss -> the two sides that it compares; see `sides`.
+        objectives: modules that serve training alone (critics, generators ...); not among the saved weights.
+        defaults: what `config.system_args` may set, with its default.
+        args: the same with what is set.
     """
+
+    pairs: ClassVar[dict[str, tuple[str, str]]] = {"retrieval": ("image", "recipe")}
+    defaults: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, config: SystemConfig, dictionary: Tensor | None = None, prior: Tensor | None = None):
         super().__init__()
         self.config = config
-        self.description_encoder = self.segment_encoder = None
-        build = {"ht": self._build_ht, "clip": self._build_clip}
-        build.get(config.encoders, self._build_towers)()
-        dim = self.recipe_encoder.dim
-        if config.encoders != "ht":
-            self.config = config = replace(config, embed_dim=dim)
-        # One projection for each ordered pair of components, used by the self-supervised loss alone.
-        pairs = [(a, b) for a in COMPONENTS for b in COMPONENTS if a != b and config.encoders in ("ht", "clip")]
-        self.projections = nn.ModuleDict({f"{a}_{b}": nn.Linear(dim, dim) for a, b in pairs})
+        self.args = self.defaults | self._given_args()
+        self.objectives = nn.ModuleDict()
+        self.build()
+        config, dim = self.config, self.recipe_encoder.dim
         attached = config.debiasing
         self.classifier = self.adjustment = None
         if attached.classifier:
@@ -173,42 +167,35 @@ class RetrievalSystem(nn.Module):
         if attached.weights == "marginal":
             self.register_buffer("prior", torch.ones(config.num_classes) if prior is None else prior.clone())
 
-    def _build_ht(self) -> None:
-        config = self.config
-        self.image_encoder = ImageEncoder(
-            config.image_model,
-            config.embed_dim,
-            pretrained=config.pretrained,
-            model_args=config.image_model_args,
-            normalisation=config.image_normalisation,
-            frozen=config.frozen,
-        )
-        self.recipe_encoder = RecipeEncoder(
-            config.vocabulary, config.embed_dim, dim=config.recipe_dim, **config.recipe_transformer
-        )
+    def _given_args(self) -> dict[str, Any]:
+        given: dict[str, Any] = {}
+        for argument in self.config.system_args:
+            pair = yaml.safe_load(argument)
+            if not isinstance(pair, dict) or not pair.keys() <= self.defaults.keys():
+                known = ", ".join(self.defaults) or "none"
+                raise ValueError(f'system_args {argument!r}: write "key: value"; {self.config.method} has {known}')
+            given |= pair
+        return given
 
-    def _build_clip(self) -> None:
-        config = self.config
-        image, text = clip_towers(config.clip_model, pretrained=config.clip_pretrained, load=config.pretrained)
-        none = {"width": 0}
-        own = {"width": config.adapter_width, "reduction": config.adapter_reduction}
-        photos, texts = (own if config.adapters in ("both", side) else none for side in ("image", "text"))
-        self.image_encoder = DARImageEncoder(image, **photos)
-        self.recipe_encoder = DARRecipeEncoder(text, **texts, **config.recipe_transformer)
-        if config.descriptions:
-            self.description_encoder = DescriptionEncoder(text, **(texts if config.descriptions == "adapted" else none))
-        if config.segments:
-            self.segment_encoder = SegmentEncoder(image, **(photos if config.segment_encoder == "adapted" else none))
+    @abstractmethod
+    def build(self) -> None:
+        """Make the encoders.
 
-    def _build_towers(self) -> None:
-        model, weights, load = self.config.clip_model, self.config.clip_pretrained, self.config.pretrained
-        image, text = clip_towers(model, pretrained=weights, load=load, frozen=False)
-        read = {"captions": CaptionEncoder, "zero_shot": ZeroShotEncoder}[self.config.encoders]
-        self.image_encoder, self.recipe_encoder = CLIPImageEncoder(image), read(text)
+        `image_encoder` has `features` (photos -> any), `embed` (features -> (B, D)), `feature_map` (features ->
+        (B, C, h, w)) and `channels` (C); `recipe_encoder` is called with a RecipeBatch and has `encode_sentences` and
+        `dim`; see `encoders`. A system that takes another D than `config.embed_dim` corrects `config`.
+        """
 
-    def encode_images(self, images: Tensor, labels: Tensor | None = None) -> ImageFeatures:
-        """(B, 3, H, W) uint8 -> ImageFeatures. `labels` (B, K) are read by the oracle and by nothing else."""
-        features = self.image_encoder.features(images)
+    @property
+    def reads(self) -> frozenset[str]:
+        """What a batch must hold besides photos, recipes and labels: "descriptions", "segments"."""
+        return frozenset()
+
+    # ---- what evaluation asks for ----
+
+    def encode_images(self, batch: Batch) -> ImageFeatures:
+        """Photos (B, 3, H, W) uint8 -> ImageFeatures. Labels (B, K) are read by the oracle and by nothing else."""
+        features = self.image_encoder.features(batch.images)
         embedding = self.image_encoder.embed(features)
         logits = None
         if self.classifier is not None:
@@ -217,8 +204,15 @@ class RetrievalSystem(nn.Module):
                 logits = self.classifier(self.image_encoder.feature_map(features).float())
         z = torch.zeros_like(embedding)
         if self.adjustment is not None:
-            z = self.adjustment(embedding, self.weights(logits, labels, len(embedding)).to(embedding.dtype))
+            z = self.adjustment(embedding, self.weights(logits, batch.labels, len(embedding)).to(embedding.dtype))
         return ImageFeatures(embedding, z, logits)
+
+    def encode_recipes(self, recipes: RecipeBatch) -> RecipeFeatures:
+        """Recipes -> embedding (B, D) and components (B, E)."""
+        # On a CPU no bfloat16: no two batches have one number of words, and oneDNN builds its kernels anew for each
+        # (measured on 650 real recipes: two minutes of the first epoch).
+        with torch.autocast("cpu", enabled=False):
+            return self.recipe_encoder(recipes)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """(B, K) logits -> P(ing | image) as the parameters want it."""
@@ -238,66 +232,57 @@ class RetrievalSystem(nn.Module):
             return ingredient_weights(labels.float())
         return ingredient_weights(self.probabilities(logits), 0.0 if attached.soft else attached.threshold)
 
-    def encode_recipes(self, recipes: RecipeBatch) -> RecipeFeatures:
-        # On a CPU no bfloat16: no two batches have one number of words, and oneDNN builds its kernels anew for each
-        # (measured on 650 real recipes: two minutes of the first epoch).
-        with torch.autocast("cpu", enabled=False):
-            return self.recipe_encoder(recipes)
+    # ---- what training asks for ----
 
-    def encode_descriptions(self, tokens: Tensor) -> Tensor:
-        """(B, L) int64 ids of CLIP -> (B, D)."""
-        with torch.autocast("cpu", enabled=False):
-            return self.description_encoder(tokens)
+    def players(self) -> dict[str, list[nn.Parameter]]:
+        """Who plays, in the order of their turns, each with what it trains and an optimizer of its own."""
+        return {"main": [parameter for parameter in self.parameters() if parameter.requires_grad]}
 
-    def encode_segments(self, segments: Tensor, mask: Tensor) -> Tensor:
-        """(B, n, E) features or (B, n, 3, S, S) uint8 pixels of segments, mask (B, n) -> (B, D)."""
-        return self.segment_encoder(segments, mask)
+    def sides(self, batch: Batch, step: Step) -> dict[str, Tensor]:
+        """Embeddings (B, D) of this device's pairs, by name, besides "image" and "recipe"; those of no loss cost."""
+        return {}
 
-    def self_supervised_loss(self, features: RecipeFeatures, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """Mean over the ordered pairs of components of the loss between one and the projection of the other."""
-        part = dict(zip(COMPONENTS, features.components, strict=True))
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        """Scalars of one player's turn, by name, without their weights; none whose weight is 0."""
+        batch = step.batch
+        recipes = self.encode_recipes(batch.recipes)
+        image = None if batch.images is None else self.encode_images(batch)
+        sides = {} if image is None else {"image": image.embedding + image.z, "recipe": recipes.embedding}
+        if image is not None:
+            sides |= self.sides(batch, step)
+        # Nothing more than the losses use: to Adam a gradient of zero is not the same as none.
+        components = recipes.components if step.weight("self_supervised") and hasattr(self, "projections") else ()
+        gathered = step.gather(*components, *sides.values())
+        parts, sides = gathered[: len(components)], dict(zip(sides, gathered[len(components) :], strict=True))
+        losses = {}
+        if components:
+            losses["self_supervised"] = self.self_supervised_loss(parts, step.loss)
+        for name, (a, b) in self.pairs.items():
+            if step.weight(name) and {a, b} <= sides.keys():
+                losses[name] = step.loss(sides[a], sides[b])
+        if image is not None:
+            if image.logits is not None and step.weight("classifier"):
+                # Of this device's photos alone: the mean of equally large means is the mean.
+                attached = self.config.debiasing
+                losses["classifier"] = asymmetric_loss(
+                    image.logits, batch.labels, attached.gamma_neg, attached.gamma_pos
+                )
+            step.log({"e_norm": image.embedding.norm(dim=1).mean(), "z_norm": image.z.norm(dim=1).mean()})
+        return losses
+
+    def self_supervised_loss(self, components: tuple[Tensor, ...], loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """Mean over the ordered pairs of components (B, E) of the loss between one and the projection of the other."""
+        part = dict(zip(COMPONENTS, components, strict=True))
         losses = [
             loss(part[a], self.projections[f"{a}_{b}"](part[b])) for a in COMPONENTS for b in COMPONENTS if a != b
         ]
         return torch.stack(losses).mean()
 
-
-def attach(
-    baseline: RetrievalSystem, debiasing: Debiasing, dictionary: Tensor | None = None, prior: Tensor | None = None
-) -> RetrievalSystem:
-    """A new system with the baseline's weights and the debiasing modules on top, freshly initialised.
-
-    Raises:
-        RuntimeError: the baseline lacks a weight that is not part of what is attached.
-    """
-    # The weights come from the baseline: fetching the backbone's published ones again would be waste.
-    config = replace(baseline.config, debiasing=debiasing, pretrained=False)
-    system = RetrievalSystem(config, dictionary, prior)
-    fresh = {k: v for k, v in system.state_dict().items() if k.startswith(("classifier.", "adjustment.", "prior"))}
-    system.load_state_dict(baseline.state_dict() | fresh)
-    return system
-
-
-def bare_towers(system: RetrievalSystem, encoders: str = "captions") -> RetrievalSystem:
-    """The CLIP towers of a system, without what the study put on them.
-
-    The new system has its own copy; `set_towers` puts one back.
-
-    Args:
-        encoders: "captions", how towers are trained, or "zero_shot", how DAR scores them.
-    """
-    bare = replace(
-        system.config, encoders=encoders, pretrained=False, descriptions="", segments=0, debiasing=Debiasing()
-    )
-    towers = RetrievalSystem(bare)
-    set_towers(towers, system)
-    return towers
-
-
-def set_towers(system: RetrievalSystem, source: RetrievalSystem) -> None:
-    """Give a system the weights of another one's CLIP towers."""
-    for side in ("image_encoder", "recipe_encoder"):
-        getattr(system, side).tower.load_state_dict(getattr(source, side).tower.state_dict())
+    def project_components(self) -> None:
+        """Make what `self_supervised_loss` needs: a projection for each ordered pair of components."""
+        dim = self.recipe_encoder.dim
+        pairs = [(a, b) for a in COMPONENTS for b in COMPONENTS if a != b]
+        self.projections = nn.ModuleDict({f"{a}_{b}": nn.Linear(dim, dim) for a, b in pairs})
 
 
 def parameter_table(model: nn.Module, depth: int = 2) -> pd.DataFrame:

@@ -1,114 +1,49 @@
-"""CLIP as it is, without adapters, heads or transformers over sentences (Radford et al., arXiv:2103.00020)."""
+"""CLIP's towers alone, trained whole: a photo against title and ingredients as one caption (arXiv:2103.00020)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from recipe_lib.data.clip_text import CONTEXT, clip_ids
-from recipe_lib.data.loading import RecipeBatch
-from recipe_lib.encoders.clip import ImageTower, TextTower
-from recipe_lib.encoders.recipe import HierarchicalEncoder, RecipeFeatures
+from recipe_lib.causal.debiasing import Debiasing
+from recipe_lib.encoders.captions import CaptionEncoder, CLIPImageEncoder
+from recipe_lib.encoders.clip import TextTower, clip_towers
+from recipe_lib.systems.base import System
+from recipe_lib.systems.registry import build
 
 
-class CLIPImageEncoder(nn.Module):
-    """The interface of `ImageEncoder` over an image tower, which becomes a part of this module.
+class Captions(System):
+    """A recipe has no components here."""
 
-    Shape:
-        images (B, 3, S, S) uint8 -> `features` (B, 1 + N, C) -> `embed` (B, E) or `feature_map` (B, C, h, w).
+    def build(self) -> None:
+        config = self.config
+        image, text = clip_towers(
+            config.clip_model, pretrained=config.clip_pretrained, load=config.pretrained, frozen=False
+        )
+        self.image_encoder, self.recipe_encoder = CLIPImageEncoder(image), self.read(text)
+        self.config = replace(config, embed_dim=self.recipe_encoder.dim)
+
+    def read(self, tower: TextTower) -> nn.Module:
+        """What reads a recipe through the text tower."""
+        return CaptionEncoder(tower)
+
+
+def bare_towers(system: System, method: str = "captions") -> System:
+    """The CLIP towers of a system, without what the study put on them.
+
+    The new system has its own copy; `set_towers` puts one back.
+
+    Args:
+        method: "captions", how towers are trained, or "zero_shot", how DAR scores them.
     """
-
-    def __init__(self, tower: ImageTower):
-        super().__init__()
-        self.tower = tower
-
-    @property
-    def channels(self) -> int:
-        """C, channels of the feature map."""
-        return self.tower.width
-
-    def features(self, images: Tensor) -> Tensor:
-        """Tokens after the last block, the class token first."""
-        return self.tower(images)
-
-    def embed(self, features: Tensor) -> Tensor:
-        """(B, E) in CLIP's joint space."""
-        return self.tower.pool(features)
-
-    def feature_map(self, features: Tensor) -> Tensor:
-        """(B, C, h, w): the patch tokens on their grid."""
-        return self.tower.patches(features)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.embed(self.features(images))
+    bare = replace(system.config, method=method, pretrained=False, descriptions="", segments=0, debiasing=Debiasing())
+    towers = build(bare)
+    set_towers(towers, system)
+    return towers
 
 
-class CaptionEncoder(nn.Module):
-    """A recipe's title and ingredient lines as one caption, as long as the text tower reads, in CLIP's joint space.
-
-    Shape:
-        RecipeBatch of B recipes, tokens as `clip_ids` gives them -> embedding (B, E), no components.
-    """
-
-    def __init__(self, tower: TextTower):
-        super().__init__()
-        self.tower = tower
-        (self.comma,) = clip_ids(",", 3)[1:-1]
-
-    @property
-    def dim(self) -> int:
-        """E, width of a sentence vector."""
-        return self.tower.dim
-
-    def encode_sentences(self, component: str, tokens: Tensor) -> Tensor:
-        """Token ids (U, L) -> sentence vectors (U, E), whatever the component. The dictionary is made from these."""
-        return self.tower(tokens)
-
-    def forward(self, recipes: RecipeBatch) -> RecipeFeatures:
-        return RecipeFeatures(self.tower(self.captions(recipes)), ())
-
-    def captions(self, recipes: RecipeBatch) -> Tensor:
-        """(B, L) int64."""
-        sentences = [row[1 : row.index(max(row))] for row in recipes.tokens.tolist()]  # the end has the highest id
-        start, end = int(recipes.tokens[0, 0]), int(recipes.tokens.max())
-        rows = torch.cat([recipes.title[:, None], recipes.ingredients], 1).tolist()
-        texts = [[id_ for i in row if i >= 0 for id_ in (self.comma, *sentences[i])][1 : CONTEXT - 1] for row in rows]
-        tokens = torch.zeros(len(texts), max(map(len, texts)) + 2, dtype=torch.int64)
-        for row, text in zip(tokens, texts, strict=True):
-            row[: len(text) + 2] = torch.tensor([start, *text, end])
-        return tokens.to(recipes.tokens.device)
-
-
-class ZeroShotEncoder(HierarchicalEncoder):
-    """CLIP's zero-shot recipe: the mean of title, ingredients and instructions, as DAR scores it (arXiv:2312.04763).
-
-    The paper says that the three are averaged, not how. Here each is the mean of its sentences' vectors, and nothing is
-    L2-normalised before a mean, as DAR's segments are averaged. A component without a sentence counts as zeros, which
-    leaves the direction of the others.
-
-    Shape:
-        RecipeBatch of B recipes, tokens as `clip_ids` gives them -> embedding (B, E), three components (B, E).
-    """
-
-    def __init__(self, tower: TextTower):
-        super().__init__()
-        self.tower = tower
-
-    @property
-    def dim(self) -> int:
-        """E, width of a sentence vector."""
-        return self.tower.dim
-
-    def encode_sentences(self, component: str, tokens: Tensor) -> Tensor:
-        return self.tower(tokens)
-
-    def join_sentences(self, component: str, sentences: Tensor, rows: Tensor) -> Tensor:
-        rows = rows.view(len(rows), -1)
-        there = (rows >= 0).to(sentences.dtype).unsqueeze(2)
-        return (F.embedding(rows.clamp(min=0), sentences) * there).sum(1) / there.sum(1).clamp(min=1)
-
-    def embed(self, components: Sequence[Tensor]) -> RecipeFeatures:
-        return RecipeFeatures(torch.stack(list(components)).mean(0), tuple(components))
+def set_towers(system: System, source: System) -> None:
+    """Give a system the weights of another one's CLIP towers."""
+    for side in ("image_encoder", "recipe_encoder"):
+        getattr(system, side).tower.load_state_dict(getattr(source, side).tower.state_dict())

@@ -1,130 +1,61 @@
-"""The encoders of DAR (Song et al., arXiv:2312.04763): shared CLIP towers, an adapter set for each encoder.
-
-Photos, descriptions and segments are what CLIP gives (Eqs. 4 and 5); only the recipe side ends in FC -> tanh. So the
-joint space is CLIP's own, D = E. The image tower belongs to `DARImageEncoder` and the text tower to `DARRecipeEncoder`;
-the other two only refer to them, so that a system's state holds each tower once, and moves and freezes it once.
-"""
+"""DAR: CLIP with adapters, imagined descriptions, segments of the photo (Song et al., arXiv:2312.04763)."""
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from dataclasses import replace
+from typing import ClassVar
 
-from recipe_lib.encoders.clip import ImageTower, TextTower
-from recipe_lib.encoders.packed import MaskedTransformer
-from recipe_lib.encoders.recipe import COMPONENTS, HierarchicalEncoder
-from recipe_lib.systems.captions import CLIPImageEncoder
+import torch
+from torch import Tensor
 
-
-class DARImageEncoder(CLIPImageEncoder):
-    """Photo -> CLIP with adapters. The interface of `ImageEncoder`.
-
-    Args:
-        tower: becomes a part of this module.
-        width, reduction: of the adapters; both 0 for none.
-
-    Shape:
-        images (B, 3, S, S) uint8 -> `features` (B, 1 + N, C) -> `embed` (B, E) or `feature_map` (B, C, h, w).
-    """
-
-    def __init__(self, tower: ImageTower, *, width: int = 64, reduction: int = 0):
-        super().__init__(tower)
-        self.adapters = tower.adapters(width, reduction)
-
-    def features(self, images: Tensor) -> Tensor:
-        """Tokens after the last block, the class token first."""
-        return self.tower(images, self.adapters)
+from recipe_lib.data.loading import Batch
+from recipe_lib.encoders.clip import clip_towers
+from recipe_lib.encoders.dar import DARImageEncoder, DARRecipeEncoder, DescriptionEncoder, SegmentEncoder
+from recipe_lib.systems.base import Step, System
 
 
-class DARRecipeEncoder(HierarchicalEncoder):
-    """Title, ingredients and instructions -> one vector.
+class DAR(System):
+    """Frozen towers that all encoders share, a set of adapters for each; the joint space is CLIP's own."""
 
-    CLIP's text tower with an adapter set for each component reads the sentences; for ingredients and instructions a
-    transformer reads the sentence vectors.
+    pairs: ClassVar = {
+        "retrieval": ("image", "recipe"),
+        "segment": ("segments", "recipe"),
+        "description": ("image", "description"),
+    }
 
-    Args:
-        tower: becomes a part of this module.
-        width, reduction: of the adapters; both 0 for none.
-        transformer: as in `RecipeEncoder`.
-
-    Shape:
-        RecipeBatch of B recipes, tokens as `clip_ids` gives them -> embedding (B, E) in (-1, 1), three components
-        (B, E).
-    """
-
-    def __init__(self, tower: TextTower, *, width: int = 64, reduction: int = 0, **transformer: float):
-        super().__init__()
-        self.tower = tower
-        self.adapters = nn.ModuleDict({name: tower.adapters(width, reduction) for name in COMPONENTS})
-        self.sentences = nn.ModuleDict({name: MaskedTransformer(tower.dim, **transformer) for name in COMPONENTS[1:]})
-        self.fc = nn.Linear(3 * tower.dim, tower.dim)
+    def build(self) -> None:
+        config = self.config
+        image, text = clip_towers(config.clip_model, pretrained=config.clip_pretrained, load=config.pretrained)
+        none = {"width": 0}
+        own = {"width": config.adapter_width, "reduction": config.adapter_reduction}
+        photos, texts = (own if config.adapters in ("both", side) else none for side in ("image", "text"))
+        self.image_encoder = DARImageEncoder(image, **photos)
+        self.recipe_encoder = DARRecipeEncoder(text, **texts, **config.recipe_transformer)
+        if config.descriptions:
+            self.description_encoder = DescriptionEncoder(text, **(texts if config.descriptions == "adapted" else none))
+        if config.segments:
+            self.segment_encoder = SegmentEncoder(image, **(photos if config.segment_encoder == "adapted" else none))
+        self.config = replace(config, embed_dim=self.recipe_encoder.dim)
+        self.project_components()
 
     @property
-    def dim(self) -> int:
-        """E, width of a component and of the joint space."""
-        return self.tower.dim
+    def reads(self) -> frozenset[str]:
+        wanted = {"descriptions": self.config.descriptions, "segments": self.config.segments}
+        return frozenset(name for name, value in wanted.items() if value)
 
-    def encode_sentences(self, component: str, tokens: Tensor) -> Tensor:
-        return self.tower(tokens, self.adapters[component])
+    def sides(self, batch: Batch, step: Step) -> dict[str, Tensor]:
+        sides = {}
+        if batch.segments is not None and step.weight("segment"):
+            sides["segments"] = self.encode_segments(batch.segments, batch.segment_mask)
+        if batch.descriptions is not None and step.weight("description"):
+            sides["description"] = self.encode_descriptions(batch.descriptions)
+        return sides
 
+    def encode_descriptions(self, tokens: Tensor) -> Tensor:
+        """(B, L) int64 ids of CLIP -> (B, D)."""
+        with torch.autocast("cpu", enabled=False):
+            return self.description_encoder(tokens)
 
-class _Referring(nn.Module):
-    """Reads through a tower that belongs to another module: not among its own parameters, its state or its modules."""
-
-    def __init__(self, tower: ImageTower | TextTower, width: int, reduction: int):
-        super().__init__()
-        object.__setattr__(self, "tower", tower)
-        self.adapters = tower.adapters(width, reduction)
-
-
-class DescriptionEncoder(_Referring):
-    """Imagined description -> CLIP with adapters, or frozen where width and reduction are 0.
-
-    Args:
-        tower: that of the recipe encoder.
-
-    Shape:
-        tokens (B, L) int64 as `clip_tokens` gives them -> (B, E).
-    """
-
-    def __init__(self, tower: TextTower, *, width: int = 64, reduction: int = 0):
-        super().__init__(tower, width, reduction)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.tower(tokens, self.adapters)
-
-
-class SegmentEncoder(_Referring):
-    """Segments of a photo -> CLIP (`features`) -> their mean.
-
-    Without adapters, the default, `features` never change and are computed once a run. With adapters they are learned:
-    pixels come with every batch, and their activations take the memory of n more photos a pair.
-
-    Args:
-        tower: that of the image encoder.
-        width, reduction: of the adapters; both 0 for none.
-
-    Shape:
-        `features`: segments (N, 3, S, S) uint8 -> (N, E);
-        segments (B, n, E) features or (B, n, 3, S, S) uint8 pixels, mask (B, n) bool, True where there is a segment
-        -> (B, E). A photo without any gives zeros, whose cosine with everything is 0: no information.
-
-    Raises:
-        ValueError: no adapters and a tower that trains: what was kept would be out of date after one step.
-    """
-
-    def __init__(self, tower: ImageTower, *, width: int = 0, reduction: int = 0):
-        super().__init__(tower, width, reduction)
-        if self.adapters is None and not tower.frozen:
-            raise ValueError(
-                "segments are encoded once a run: their tower must be frozen; give them a frozen one of their own"
-            )
-
-    def features(self, segments: Tensor) -> Tensor:
-        return self.tower.pool(self.tower(segments, self.adapters))
-
-    def forward(self, segments: Tensor, mask: Tensor) -> Tensor:
-        if segments.ndim == 5:
-            features = self.features(segments[mask])
-            segments = features.new_zeros(*mask.shape, features.shape[1]).masked_scatter(mask.unsqueeze(2), features)
-        weight = mask.to(segments.dtype).unsqueeze(2)
-        return (segments * weight).sum(1) / weight.sum(1).clamp(min=1)
+    def encode_segments(self, segments: Tensor, mask: Tensor) -> Tensor:
+        """(B, n, E) features or (B, n, 3, S, S) uint8 pixels of segments, mask (B, n) -> (B, D)."""
+        return self.segment_encoder(segments, mask)

@@ -23,7 +23,7 @@ from torch import Tensor
 from recipe_lib.data.plain_pickle import read_plain_pickle
 from recipe_lib.data.recipe import DataError
 from recipe_lib.sources.recipe1m_pickles import read_ing2label
-from recipe_lib.systems.base import RetrievalSystem
+from recipe_lib.systems.base import System
 
 RECIPE = {
     r"text_encoder\.word_embedding\.weight": r"recipe_encoder.word.weight",
@@ -117,7 +117,7 @@ class LoadedWeights:
         return "\n".join(lines)
 
 
-def load_published(system: RetrievalSystem, path: Path) -> LoadedWeights:
+def load_published(system: System, path: Path) -> LoadedWeights:
     """Give a system the weights of a released checkpoint of H-T, of the debiasing paper or of DAR.
 
     Word ids must be those of the checkpoint's own vocabulary (parameter `vocab_file`). A classifier and a value map are
@@ -132,9 +132,9 @@ def load_published(system: RetrievalSystem, path: Path) -> LoadedWeights:
     """
     state = read_checkpoint(path)
     kind, ours, left_over = _renamed(state, path)
-    encoders = "clip" if kind == "DAR" else "ht"
-    if system.config.encoders != encoders:
-        raise ValueError(f"{path}: a checkpoint of {kind}; set encoders to {encoders}")
+    method = "dar" if kind == "DAR" else "ht"
+    if system.config.method != method:
+        raise ValueError(f"{path}: a checkpoint of {kind}; set method to {method}")
     statistics = (
         [OPENAI_DATASET_MEAN, OPENAI_DATASET_STD] if kind == "DAR" else [IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD]
     )

@@ -56,8 +56,8 @@ def _start(job: Path, devices: int, num_nodes: int, node: int, **options) -> sub
     if num_nodes > 1:
         address, port = _address()
         where = [f"--nnodes={num_nodes}", f"--node-rank={node}", f"--master-addr={address}", f"--master-port={port}"]
-    me = ["-m", __spec__.name]
-    command = [sys.executable, *me, "launch", *where, f"--nproc-per-node={devices}", *me, "work", str(job)]
+    worker = f"{__spec__.parent}.worker"
+    command = [sys.executable, "-m", __spec__.name, *where, f"--nproc-per-node={devices}", "-m", worker, str(job)]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = {"OMP_NUM_THREADS": str(max(1, cores // devices))} | os.environ  # torchrun would give each process one
     with open(job / f"stderr-{node}.txt", "w", encoding="utf-8") as log:
@@ -160,7 +160,8 @@ def serve(devices: int, num_nodes: int, node: int) -> int:
 # ---- in the processes that are started ----
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """Be killed with the process that started this one, by whatever signal that ends (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         if os.getppid() != int(os.environ[_PARENT]):  # it ended before that
@@ -168,23 +169,8 @@ def _die_with_parent() -> None:
     os.environ[_PARENT] = str(os.getpid())
 
 
-def _work(job: Path) -> None:
-    from recipe_lib.training.fit import fit_job  # which imports this module
-
-    try:
-        fit_job(job)
-    except BaseException as error:
-        with open(job / "errors.txt", "a", encoding="utf-8") as log:
-            what = " ".join(str(error).split())[:400]
-            print(f"rank {os.environ['RANK']}: {type(error).__name__}: {what}", file=log)
-        raise
-
-
 if __name__ == "__main__":
-    _die_with_parent()
-    if sys.argv[1] == "launch":
-        from torch.distributed.run import main
+    from torch.distributed.run import main
 
-        main(sys.argv[2:])
-    else:
-        _work(Path(sys.argv[2]))
+    die_with_parent()
+    main(sys.argv[1:])

@@ -13,10 +13,11 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pandas as pd
@@ -25,7 +26,6 @@ from lightning.fabric.plugins.environments import LightningEnvironment, TorchEla
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.strategies import DDPStrategy
-from safetensors.torch import load_file
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -33,19 +33,25 @@ from torch.utils.data import DataLoader
 from recipe_lib import devices, previous
 from recipe_lib.data.loading import Batch, InOrder, PairedBatches, StudyDataset, loader
 from recipe_lib.data.store import TEXT_ONLY, Store
-from recipe_lib.losses import asymmetric_loss, circle_loss, triplet_loss
+from recipe_lib.losses import circle_loss, triplet_loss
 from recipe_lib.paths import atomic_write_text
 from recipe_lib.reachable import code_digest
 from recipe_lib.retrieval.metrics import evaluate, mean_cosine
-from recipe_lib.systems.base import RetrievalSystem
-from recipe_lib.systems.saving import load_system, save_system
+from recipe_lib.systems.base import Step, System
+from recipe_lib.systems.registry import code_of
+from recipe_lib.systems.saving import save_system, saved_state
 from recipe_lib.training import distributed
 from recipe_lib.training.segment_features import load_features, segment_features
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How a system is trained; see the notebooks' parameters for what each value means."""
+    """How a system is trained; see the notebooks' parameters for what each value means.
+
+    Args:
+        weights: of the losses, by name; a parameter `x_weight` is that of the loss x. 1 for those that are not in it.
+        margin_start, margin_step: see `margin_at`.
+    """
 
     epochs: int = 100
     batch_size: int = 128
@@ -58,12 +64,12 @@ class TrainingConfig:
     lr_factor: float = 0.1
     warmup_epochs: float = 0.0
     loss: str = "triplet"
+    mining: str = "all"
     margin: float = 0.3
-    gamma: float = 32.0
-    self_supervised_weight: float = 1.0
-    segment_weight: float = 1.0
-    description_weight: float = 1.0
-    classifier_weight: float = 0.001
+    margin_start: float = 0.0
+    margin_step: float = 0.0
+    circle_gamma: float = 32.0
+    weights: Mapping[str, float] = field(default_factory=lambda: {"classifier": 0.001})
     select_by: str = "i2r_recall_1"
     val_candidates: int = 1000
     patience: int = 0
@@ -75,18 +81,51 @@ class TrainingConfig:
     devices: int = 1
     num_nodes: int = 1
 
+    @classmethod
+    def gather(cls, parameters: Mapping[str, Any], **facts: Any) -> TrainingConfig:
+        """From a notebook's parameters, by name; every number `x_weight` is a weight; `facts` win."""
+        named = {f.name: parameters[f.name] for f in fields(cls) if f.name in parameters}
+        return cls(**named | {"weights": _weights(parameters)} | facts)
+
+    def regather(self, parameters: Mapping[str, Any], prefix: str, **facts: Any) -> TrainingConfig:
+        """The same but for parameters that are called `prefix` + name, further weights, and `facts`."""
+        named = {f.name: parameters[prefix + f.name] for f in fields(self) if prefix + f.name in parameters}
+        return replace(self, **named | {"weights": {**self.weights, **_weights(parameters)}} | facts)
+
     @property
     def world(self) -> int:
         """Processes that train together."""
         return self.devices * self.num_nodes
 
+    def weight(self, loss: str) -> float:
+        """Of a loss, by its name."""
+        return self.weights.get(loss, 1.0)
 
-def pair_loss(config: TrainingConfig) -> Callable[[Tensor, Tensor], Tensor]:
-    """The loss between two sides, (B, D) each, row for row."""
+    def margin_at(self, epoch: float) -> float:
+        """The margin after some epochs: `margin`, or where `margin_step` is not 0, min(margin, start + step x epoch)."""
+        return min(self.margin, self.margin_start + self.margin_step * int(epoch)) if self.margin_step else self.margin
+
+
+def _weights(parameters: Mapping[str, Any]) -> dict[str, float]:
+    return {
+        name.removesuffix("_weight"): float(value)
+        for name, value in parameters.items()
+        if name.endswith("_weight") and isinstance(value, int | float)
+    }
+
+
+def load_training(folder: Path) -> TrainingConfig:
+    """How the system that lies in a folder was trained."""
+    return TrainingConfig(**json.loads((folder / "training.json").read_text()))
+
+
+def pair_loss(config: TrainingConfig, epoch: float = 0.0) -> Callable[[Tensor, Tensor], Tensor]:
+    """The loss between two sides, (B, D) each, row for row, with the margin of an epoch."""
+    margin = config.margin_at(epoch)
     if config.loss == "triplet":
-        return partial(triplet_loss, margin=config.margin)
+        return partial(triplet_loss, margin=margin, mining=config.mining)
     over = {"circle": "batch", "circle_per_query": "query", "circle_released": "triangle"}[config.loss]
-    return partial(circle_loss, margin=config.margin, gamma=config.gamma, over=over)
+    return partial(circle_loss, margin=margin, gamma=config.circle_gamma, over=over)
 
 
 def best_epoch(scores: Sequence[float], select_by: str) -> int:
@@ -125,16 +164,20 @@ def learning_rate(config: TrainingConfig, done: float, scores: Sequence[float] =
 
 
 class TrainingTask(L.LightningModule):
-    """Losses, optimizer and validation of a retrieval system.
+    """Turns of a system's players, their optimizers, and validation.
+
+    One player: one backward pass a step. Several, as in a game: each in its turn, with the others' parameters held
+    fixed, so that no gradient of one reaches another.
 
     Args:
-        scores: gives the validation scores of the epochs so far, which the plateau schedule reads; default: none.
+        scores: validation scores of the epochs so far, as the `Recorder` has them.
     """
 
-    def __init__(self, system: RetrievalSystem, config: TrainingConfig, scores: Callable[[], Sequence[float]] = list):
+    def __init__(self, system: System, config: TrainingConfig, scores: Callable[[], Sequence[float]] = tuple):
         super().__init__()
-        self.system, self.config, self.loss, self.scores = system, config, pair_loss(config), scores
-        self._found: list[tuple[Tensor, Tensor]] = []
+        self.system, self.config, self.scores = system, config, scores
+        self.automatic_optimization = len(system.players()) == 1
+        self._validated: list[tuple[Tensor, Tensor]] = []
 
     def _union(self, *parts: Tensor) -> tuple[Tensor, ...]:
         """(B / world, D) parts -> (B, D): the rows of all processes in the order of the whole batch, with gradients.
@@ -142,45 +185,37 @@ class TrainingTask(L.LightningModule):
         Each process then computes the whole loss. Its gradient comes back summed over the processes, of which DDP
         takes the mean: exactly what one process would have found.
         """
-        if self.trainer.world_size == 1:
+        if self.trainer.world_size == 1 or not parts:
             return parts
         rows = self.all_gather(torch.cat(parts, 1), sync_grads=True)  # (world, B / world, sum of D)
         return rows.transpose(0, 1).flatten(0, 1).split([part.shape[1] for part in parts], 1)
 
-    def training_step(self, batch: Batch, _: int) -> Tensor:
-        config, system = self.config, self.system
-        recipes = system.encode_recipes(batch.recipes)
-        image = None if batch.images is None else system.encode_images(batch.images, batch.labels)
-        # Gathered after all encoding: encoders' graphs differ with the lengths of sentences, collectives must not.
-        # Nothing more than the losses use: to Adam a gradient of zero is not the same as none.
-        sides = {} if image is None else {"image": image.embedding + image.z, "recipe": recipes.embedding}
-        if batch.segments is not None:
-            sides["segments"] = system.encode_segments(batch.segments, batch.segment_mask)
-        if batch.descriptions is not None:
-            sides["description"] = system.encode_descriptions(batch.descriptions)
-        count = len(recipes.components)
-        parts = self._union(*recipes.components, *sides.values())
-        sides, losses = dict(zip(sides, parts[count:], strict=True)), {}
-        if count:
-            found = system.self_supervised_loss(recipes._replace(components=parts[:count]), self.loss)
-            losses["self_supervised"] = config.self_supervised_weight * found
-        if image is not None:
-            losses["retrieval"] = self.loss(sides["image"], sides["recipe"])
-            if "segments" in sides:
-                losses["segments"] = config.segment_weight * self.loss(sides["segments"], sides["recipe"])
-            if "description" in sides:
-                losses["descriptions"] = config.description_weight * self.loss(sides["image"], sides["description"])
-            if image.logits is not None:
-                # Of this process's photos alone: the mean of equally large means is the mean.
-                found = asymmetric_loss(
-                    image.logits, batch.labels, system.config.debiasing.gamma_neg, system.config.debiasing.gamma_pos
-                )
-                losses["classifier"] = config.classifier_weight * found
-            norms = {"e_norm": image.embedding.norm(dim=1).mean(), "z_norm": image.z.norm(dim=1).mean()}
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        if self.automatic_optimization:
+            return self._turn("main", batch, batch_idx)
+        for player, optimizer in zip(self.system.players(), self.optimizers(), strict=True):
+            self.toggle_optimizer(optimizer)
+            cost = self._turn(player, batch, batch_idx)
+            if cost is not None:
+                optimizer.zero_grad()
+                self.manual_backward(cost)
+                optimizer.step()
+            self.untoggle_optimizer(optimizer)
+        return None
+
+    def _turn(self, player: str, batch: Batch, batch_idx: int) -> Tensor | None:
+        """The weighted sum of a player's losses; None where it has none in this batch."""
+        config = self.config
+        epoch = self.current_epoch + batch_idx / self.trainer.num_training_batches
+        figures: dict[str, Tensor] = {}
+        step = Step(
+            batch, pair_loss(config, epoch), config.weight, self._union, figures.update, player=player, epoch=epoch
+        )
+        losses = {name: config.weight(name) * loss for name, loss in self.system.losses(step).items()}
+        if batch.images is not None:  # of pairs, so that a row of history is over equally many of each
             how = {"on_step": False, "on_epoch": True, "batch_size": len(batch.rows), "sync_dist": True}
-            self.log_dict(norms, **how)
-            self.log_dict(losses, **how)
-        return torch.stack(list(losses.values())).sum()
+            self.log_dict(figures | losses, **how)
+        return torch.stack(list(losses.values())).sum() if losses else None
 
     def on_validation_start(self) -> None:
         if self.trainer.world_size > 1:
@@ -189,14 +224,14 @@ class TrainingTask(L.LightningModule):
                 torch.distributed.broadcast(buffer, 0)
 
     def validation_step(self, batch: Batch, _: int) -> None:
-        image = self.system.encode_images(batch.images, batch.labels)
-        self._found.append(
+        image = self.system.encode_images(batch)
+        self._validated.append(
             ((image.embedding + image.z).float(), self.system.encode_recipes(batch.recipes).embedding.float())
         )
 
     def on_validation_epoch_end(self) -> None:
-        sides = self._union(*(torch.cat(side) for side in zip(*self._found, strict=True)))
-        self._found.clear()
+        sides = self._union(*(torch.cat(side) for side in zip(*self._validated, strict=True)))
+        self._validated.clear()
         pairs = len(self.trainer.val_dataloaders.dataset)  # the rows after these fill up the last step
         # The same bags in every epoch of every run: notebook 4 draws its curves beside the baseline's.
         bags = {"candidates": min(pairs, self.config.val_candidates), "bags": 10, "seed": 0}
@@ -214,13 +249,14 @@ class TrainingTask(L.LightningModule):
     def on_train_batch_start(self, _: Batch, batch_idx: int) -> None:
         done = self.current_epoch + batch_idx / self.trainer.num_training_batches
         rate = learning_rate(self.config, done, self.scores())
-        for group in self.optimizers().param_groups:
-            group["lr"] = rate
+        for optimizer in self.trainer.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.config.optimizer]
-        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        return kind(trained, lr=self.config.learning_rate, weight_decay=self.config.weight_decay, fused=True)
+        options = {"lr": self.config.learning_rate, "weight_decay": self.config.weight_decay, "fused": True}
+        return [kind(parameters, **options) for parameters in self.system.players().values()]
 
 
 class Recorder(Checkpoint):
@@ -277,7 +313,7 @@ class Recorder(Checkpoint):
 
 
 def train(
-    system: RetrievalSystem, store: Store, config: TrainingConfig, folder: Path, *, kept: Path | None = None
+    system: System, store: Store, config: TrainingConfig, folder: Path, *, kept: Path | None = None
 ) -> pd.DataFrame:
     """Train, or go on where a killed run of the same fingerprint stopped; one that is finished is not trained again.
 
@@ -299,6 +335,7 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     if previous.claim(folder, fingerprint(system, store, config)):
         print("what was trained here with other parameters, data or code is moved aside: training starts anew")
+    atomic_write_text(folder / "training.json", json.dumps(asdict(config), indent=1))
     if (folder / "history.csv").is_file():
         print("already trained: the weights are kept")
         return _finished(system, folder)
@@ -309,7 +346,7 @@ def train(
     if resume:
         print(f"resuming from {resume.name}")
     segments = None
-    if system.segment_encoder is not None and system.segment_encoder.adapters is None:
+    if "segments" in system.reads and system.segment_encoder.adapters is None:
         segments = segment_features(system, store.split("train"), kept or folder)
     if config.world == 1:
         history = fit(system, store, config, folder, resume, segments)
@@ -328,13 +365,13 @@ def train(
     return _finished(system, folder)
 
 
-def _finished(system: RetrievalSystem, folder: Path) -> pd.DataFrame:
+def _finished(system: System, folder: Path) -> pd.DataFrame:
     """The history that a finished training left, digit for digit; its weights go into the system."""
-    system.load_state_dict(load_file(folder / "model.safetensors"))
+    system.load_state_dict(saved_state(folder))
     return pd.read_csv(folder / "history.csv", float_precision="round_trip")
 
 
-def _as_it_is(system: RetrievalSystem, folder: Path) -> pd.DataFrame:
+def _as_it_is(system: System, folder: Path) -> pd.DataFrame:
     """What no training leaves: the weights as they came, and a history without an epoch."""
     scores = [f"val_{way}_{name}" for way in ("i2r", "r2i") for name in ("recall_1", "recall_10", "medr")]
     scores += ["val_image_cosine", "val_recipe_cosine"]
@@ -345,17 +382,8 @@ def _as_it_is(system: RetrievalSystem, folder: Path) -> pd.DataFrame:
     return history
 
 
-def fit_job(job: Path) -> None:
-    """What each of several processes does of the job that `train` wrote."""
-    task = json.loads((job / "job.json").read_text())
-    store, folder, resume, segments = (
-        Path(task[name]) if task[name] else None for name in ("store", "folder", "resume", "segments")
-    )
-    fit(load_system(job).train(), Store(store), TrainingConfig(**task["training"]), folder, resume, segments)
-
-
 def fit(
-    system: RetrievalSystem,
+    system: System,
     store: Store,
     config: TrainingConfig,
     folder: Path,
@@ -394,7 +422,7 @@ def fit(
     return history
 
 
-def validate(system: RetrievalSystem, store: Store, config: TrainingConfig, folder: Path) -> dict[str, float]:
+def validate(system: System, store: Store, config: TrainingConfig, folder: Path) -> dict[str, float]:
     """The validation figures of a system as `train` measures them after an epoch, on one device: a row of history."""
     config, val = replace(config, devices=1, num_nodes=1), store.split("val")
     batches = loader(StudyDataset(val, config.crop_size), InOrder(len(val), config.batch_size), config.num_workers)
@@ -434,11 +462,11 @@ def make_trainer(config: TrainingConfig, folder: Path, callbacks: list[Callback]
 
 
 def _loaders(
-    system: RetrievalSystem, store: Store, config: TrainingConfig, segments: Path | None, rank: int, world: int
+    system: System, store: Store, config: TrainingConfig, segments: Path | None, rank: int, world: int
 ) -> tuple[DataLoader, DataLoader]:
     pairs, val = store.split("train"), store.split("val")
     # Captions have no components for text-only recipes to train.
-    wanted = system.projections and config.self_supervised_weight and TEXT_ONLY in store.card["recipes"]
+    wanted = hasattr(system, "projections") and config.weight("self_supervised") and TEXT_ONLY in store.card["recipes"]
     text = store.split(TEXT_ONLY) if wanted else None
     train_set = StudyDataset(
         pairs,
@@ -448,8 +476,8 @@ def _loaders(
         policy=config.augment,
         first_photo_only=config.first_photo_only,
         seed=config.seed,
-        descriptions=system.description_encoder is not None,
-        segments=load_features(system, segments) if segments else system.config.segments,
+        descriptions="descriptions" in system.reads,
+        segments=load_features(system, segments) if segments else system.config.segments * ("segments" in system.reads),
     )
     share = {"rank": rank, "world": world}
     texts = len(text) if text else 0
@@ -466,10 +494,11 @@ def _loaders(
 _NO_NUMBER = ("num_workers", "devices", "num_nodes")
 
 
-def fingerprint(system: RetrievalSystem, store: Store, config: TrainingConfig) -> str:
+def fingerprint(system: System, store: Store, config: TrainingConfig) -> str:
     """Digest of all that a training follows from: start weights, parameters, data card, the code that trains."""
     counted = {name: value for name, value in asdict(config).items() if name not in _NO_NUMBER}
-    code = code_digest(fit, segment_features, type(system))
+    own = System if system.config.system_file else type(system)
+    code = [code_digest(fit, segment_features, own), code_of(system.config)]
     made_from = [counted | {"world": config.world}, system.config.to_dict(), store.card, code]
     digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode())
     for name, value in sorted(system.state_dict().items()):

@@ -15,14 +15,14 @@ from recipe_lib.data.loading import segment_pixels
 from recipe_lib.data.store import Split
 from recipe_lib.paths import atomic_write_text
 from recipe_lib.reachable import code_digest
-from recipe_lib.systems.base import RetrievalSystem
+from recipe_lib.systems.base import System
 
 BATCH = 256  # segments encoded together
 FLUSH = 200  # batches that a kill can lose
 
 
 @torch.no_grad()
-def segment_features(system: RetrievalSystem, split: Split, folder: Path, *, first_only: bool = False) -> Path:
+def segment_features(system: System, split: Split, folder: Path, *, first_only: bool = False) -> Path:
     """Encode the segments of a split's photos, or find the file of those that are encoded already.
 
     Args:
@@ -69,6 +69,6 @@ def segment_features(system: RetrievalSystem, split: Split, folder: Path, *, fir
     return path
 
 
-def load_features(system: RetrievalSystem, path: Path) -> np.ndarray:
+def load_features(system: System, path: Path) -> np.ndarray:
     """What `segment_features` left, as many segments of each photo as the system reads; the file stays on disk."""
     return np.load(path, mmap_mode="r", allow_pickle=False)[:, : system.config.segments]

@@ -20,7 +20,8 @@ import torch
 
 from recipe_lib.losses import triplet_loss
 from recipe_lib.runner.stages import OPENMP, waiting
-from recipe_lib.systems.base import RetrievalSystem, SystemConfig
+from recipe_lib.systems.base import SystemConfig
+from recipe_lib.systems.registry import build
 from tests.benchmarks import finish, in_child, table
 
 WAYS = {
@@ -41,7 +42,7 @@ def step_seconds(steps: int) -> float:
         500, 40, image_model="test_resnet", image_model_args=("output_stride: 16",), embed_dim=256, recipe_dim=128,
         recipe_layers=1, recipe_feedforward=256,
     )  # fmt: skip
-    system = RetrievalSystem(config)
+    system = build(config)
     optimizer = torch.optim.AdamW(system.parameters(), 2e-3, fused=True)
     photos, recipes = torch.randint(0, 256, (64, 3, 56, 56), dtype=torch.uint8), torch.randn(64, 256)
     recipes = torch.nn.functional.normalize(recipes, dim=1)
@@ -50,7 +51,7 @@ def step_seconds(steps: int) -> float:
         start = time.perf_counter()
         optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):
-            embedding = system.encode_images(photos).embedding
+            embedding = system.encode_images(SimpleNamespace(images=photos, labels=None)).embedding
         triplet_loss(torch.nn.functional.normalize(embedding.float(), dim=1), recipes, margin=0.3).backward()
         optimizer.step()
         times.append(time.perf_counter() - start)

@@ -34,14 +34,16 @@ from recipe_lib.kitchen.model import KitchenConfig, cook
 from recipe_lib.paths import atomic_write_text, study_dir
 from recipe_lib.retrieval.intervals import mean_interval
 from recipe_lib.retrieval.metrics import cross_modal_ranks
-from recipe_lib.systems.base import RetrievalSystem, SystemConfig, bare_towers, set_towers
+from recipe_lib.systems.base import System, SystemConfig
+from recipe_lib.systems.captions import bare_towers, set_towers
+from recipe_lib.systems.registry import build
 from recipe_lib.systems.saving import load_system
 from recipe_lib.training.fit import TrainingConfig, train
 from tests.benchmarks import table
 
 ROWS: dict[str, tuple[str, dict, dict]] = {
     "whole": ("DAR (n = 4)", {}, {}),
-    "zero_shot": ("zero shot: the towers alone", {"encoders": "zero_shot"}, {}),
+    "zero_shot": ("zero shot: the towers alone", {"method": "zero_shot"}, {}),
     "no_segments": ("without segments", {"segments": 0}, {}),
     "n1": ("n = 1", {"segments": 1}, {}),
     "n2": ("n = 2", {"segments": 2}, {}),
@@ -71,7 +73,7 @@ class Seed:
         self.seed, self.folder, self.tower_epochs = seed, folder, tower_epochs
         self.store = self._store(pairs)
         self.whole = SystemConfig(
-            self.store.card["vocabulary"], len(self.store.classes.names), encoders="clip",
+            self.store.card["vocabulary"], len(self.store.classes.names), method="dar",
             clip_model="kitchen-clip-small", recipe_layers=1, recipe_feedforward=256, dropout=0.0,
             descriptions="adapted", segments=4,
         )  # fmt: skip
@@ -92,11 +94,11 @@ class Seed:
             add_segments(data, 6, 56)
         return Store(data)
 
-    def _towers(self) -> RetrievalSystem:
+    def _towers(self) -> System:
         folder = self.folder / "towers"
         if not (folder / "model.safetensors").is_file():
             L.seed_everything(self.seed, verbose=False)
-            towers = bare_towers(RetrievalSystem(self.whole))
+            towers = bare_towers(build(self.whole))
             print(f"seed {self.seed}: towers", flush=True)
             training = replace(self.training, epochs=self.tower_epochs, loss="circle_per_query")
             train(towers, self.store, training, folder)
@@ -112,7 +114,7 @@ class Seed:
                 system = bare_towers(self.towers, "zero_shot")
             else:
                 L.seed_everything(self.seed, verbose=False)
-                system = RetrievalSystem(replace(self.whole, **system_changes))
+                system = build(replace(self.whole, **system_changes))
                 set_towers(system, self.towers)
                 train(system, self.store, training, self.folder / row, kept=self.folder)
             encoded = encode(system, self.store.split("iid"), crop=56, kept=self.folder)

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from recipe_lib.data.clip_text import clip_tokens
 from recipe_lib.data.loading import RecipeBatch
 from recipe_lib.encoders.clip import Adapters, TextTower, _run, clip_towers
+from recipe_lib.encoders.dar import DARImageEncoder, DARRecipeEncoder, DescriptionEncoder, SegmentEncoder
 from recipe_lib.losses import circle_loss
-from recipe_lib.systems.dar import DARImageEncoder, DARRecipeEncoder, DescriptionEncoder, SegmentEncoder
 
 WORDS = (
     "butter flour sugar onion oven bake mix stir until golden brown pan cup of and the a in for minutes salt".split()

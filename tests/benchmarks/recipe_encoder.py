@@ -26,7 +26,8 @@ from recipe_lib.encoders.recipe import COMPONENTS
 from recipe_lib.evaluation.scores import distinct_sentences, encode_recipes
 from recipe_lib.kitchen.model import KitchenConfig, cook
 from recipe_lib.sources.recipe1m import read_recipe1m
-from recipe_lib.systems.base import RetrievalSystem, SystemConfig
+from recipe_lib.systems.base import System, SystemConfig
+from recipe_lib.systems.registry import build
 from tests.benchmarks import side_by_side, table
 
 SIZES = {
@@ -116,8 +117,8 @@ def tokens(split: Split, batches: int) -> dict:
     }
 
 
-def system(store: Store, size: str) -> RetrievalSystem:
-    return RetrievalSystem(
+def system(store: Store, size: str) -> System:
+    return build(
         SystemConfig(store.card["vocabulary"], len(store.classes.names), image_model="test_resnet", **SIZES[size])
     )
 

@@ -10,9 +10,9 @@ from torch import nn
 from recipe_lib.data.clip_text import clip_ids, clip_tokens
 from recipe_lib.data.loading import RecipeBatch
 from recipe_lib.encoders import clip as clip_module
+from recipe_lib.encoders.captions import ZeroShotEncoder
 from recipe_lib.encoders.clip import ImageTower, TextTower, clip_towers, save_clip
 from recipe_lib.encoders.clip_score import FoodRank
-from recipe_lib.systems.captions import ZeroShotEncoder
 from recipe_lib.systems.dar import (
     DARImageEncoder,
     DARRecipeEncoder,

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from recipe_lib.causal.adjustment import ingredient_dictionary
+from recipe_lib.causal.debiasing import VARIANTS
 from recipe_lib.data.images import decode_jpeg
 from recipe_lib.data.loading import recipe_batch, segment_pixels
 from recipe_lib.evaluation import scores  # pytest would take a bare test_time_embeddings for a test
@@ -26,7 +27,9 @@ from recipe_lib.evaluation.scores import (
 from recipe_lib.losses import posterior
 from recipe_lib.retrieval import metrics
 from recipe_lib.retrieval.metrics import cross_modal_ranks, rank_metrics
-from recipe_lib.systems.base import VARIANTS, RetrievalSystem, attach, bare_towers
+from recipe_lib.systems.attach import attach
+from recipe_lib.systems.captions import bare_towers
+from recipe_lib.systems.registry import build
 from recipe_lib.systems.saving import save_system
 
 KEY = {"system": "H-T", "variant": "v", "seed": 1, "split": "iid"}
@@ -35,7 +38,7 @@ KEY = {"system": "H-T", "variant": "v", "seed": 1, "split": "iid"}
 @pytest.fixture
 def baseline(tiny_config):
     torch.manual_seed(0)
-    return RetrievalSystem(tiny_config)
+    return build(tiny_config)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -222,7 +225,7 @@ def test_descriptions_and_segments_of_a_split(dar, clip_store, tmp_path):
 
 def test_adapted_segments_of_a_split(clip_config, clip_store, tmp_path):
     torch.manual_seed(0)
-    system = RetrievalSystem(replace(clip_config, segment_encoder="adapted", segments=2)).eval()
+    system = build(replace(clip_config, segment_encoder="adapted", segments=2)).eval()
     split = clip_store.split("iid")
     photos = split.photo_start[:-1]
     pixels, mask = segment_pixels(split, photos, 2)

@@ -5,19 +5,20 @@ import pandas as pd
 import pytest
 import torch
 
+from recipe_lib.causal.debiasing import VARIANTS
 from recipe_lib.evaluation.scores import COLUMNS, encode
 from recipe_lib.evaluation.study import evaluate_study, study_comparisons, verdict
 from recipe_lib.retrieval.metrics import cross_modal_ranks
-from recipe_lib.systems.base import VARIANTS, attach
+from recipe_lib.systems.attach import attach
 from tests.evaluation.test_comparisons import frame
 
 
 @pytest.fixture
 def scored(tiny_config, tiny_store, tmp_path):
-    from recipe_lib.systems.base import RetrievalSystem
+    from recipe_lib.systems.registry import build
 
     torch.manual_seed(0)
-    baseline = RetrievalSystem(tiny_config)
+    baseline = build(tiny_config)
     oracle = attach(baseline, VARIANTS["oracle"], torch.randn(20, 16))
     systems = {"baseline": lambda: baseline, "oracle": lambda: oracle}
     run = partial(evaluate_study, systems, tiny_store, tmp_path, system="H-T", seed=1, crop=48)

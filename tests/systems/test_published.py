@@ -14,12 +14,14 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from recipe_lib.causal.debiasing import VARIANTS
 from recipe_lib.data.clip_text import clip_tokens
 from recipe_lib.data.loading import RecipeBatch
 from recipe_lib.data.recipe import DataError
 from recipe_lib.losses import triplet_loss
-from recipe_lib.systems.base import VARIANTS, RetrievalSystem, SystemConfig
+from recipe_lib.systems.base import SystemConfig
 from recipe_lib.systems.published import load_published, read_dictionary
+from recipe_lib.systems.registry import build
 
 E, D, WORDS, K = 16, 24, 30, 5
 NAMES = ("title", "ingredients", "instructions")
@@ -150,14 +152,16 @@ def normalised(photos, statistics):
 @torch.inference_mode()
 def test_ht_with_a_resnet(tmp_path):
     theirs = ht(nn.Sequential(*list(torchvision.models.resnet18(weights=None).children())[:-2]), 512)
-    system = RetrievalSystem(config())
+    system = build(config())
     said = load_published(system, save(theirs, tmp_path / "model-best.ckpt", "module."))
     assert said.kind == "H-T" and not said.left_over and not said.absent
     assert "image_encoder (" in str(said) and len(str(said).splitlines()) == 3
     compare_recipes(system, theirs, one_word_sentence(theirs))
     maps = theirs.image_encoder.backbone(normalised(PHOTOS, IMAGENET))
     expected = torch.tanh(theirs.image_encoder.fc(maps.mean((2, 3))))
-    torch.testing.assert_close(system.encode_images(PHOTOS).embedding, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        system.encode_images(SimpleNamespace(images=PHOTOS, labels=None)).embedding, expected, rtol=1e-4, atol=1e-5
+    )
 
 
 @torch.inference_mode()
@@ -165,13 +169,15 @@ def test_ht_with_a_vit_has_its_own_normalisation(tmp_path):
     """The head is left over; photos are normalised as H-T's code does, not as timm says of the model."""
     backbone = timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=7)
     theirs = ht(backbone, 192)
-    system = RetrievalSystem(config("vit_tiny_patch16_224", image_model_args=("img_size: 64",)))
+    system = build(config("vit_tiny_patch16_224", image_model_args=("img_size: 64",)))
     said = load_published(system, save(theirs, tmp_path / "vit.ckpt"))
     assert said.left_over == [f"image_encoder.backbone.head.{name}" for name in ("bias", "weight")]
     system, theirs = system.double(), theirs.double()
     tokens = backbone.forward_features(normalised(PHOTOS.double(), IMAGENET))
     expected = torch.tanh(theirs.image_encoder.fc(tokens[:, 0]))
-    torch.testing.assert_close(system.encode_images(PHOTOS).embedding, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        system.encode_images(SimpleNamespace(images=PHOTOS, labels=None)).embedding, expected, rtol=1e-4, atol=1e-5
+    )
 
 
 def attention_layer(decoder: bool) -> Named:
@@ -238,7 +244,7 @@ def logits_of(theirs, maps: torch.Tensor) -> torch.Tensor:
 def test_the_debiasing_papers_system_with_its_term(tmp_path):
     theirs, dictionary = debiasing(), torch.randn(K, E)
     attached = replace(VARIANTS["debiased"], classifier_dim=512, classifier_heads=2, classifier_feedforward=32)
-    system = RetrievalSystem(config(debiasing=attached), dictionary)
+    system = build(config(debiasing=attached), dictionary)
     state = {"epoch": 3, "best_recall1": np.float64(0.6), "optimizer": {"state": {}}}
     state["state_dict"] = OrderedDict((f"module.{k}", v) for k, v in theirs.state_dict().items())
     torch.save(state, tmp_path / "model_best.pth.tar")
@@ -247,7 +253,7 @@ def test_the_debiasing_papers_system_with_its_term(tmp_path):
     compare_recipes(system, theirs, one_word_sentence(theirs))
     maps = feature_map(theirs.backbone[0].body, normalised(PHOTOS, IMAGENET))
     logits = logits_of(theirs, maps)
-    found = system.encode_images(PHOTOS)
+    found = system.encode_images(SimpleNamespace(images=PHOTOS, labels=None))
     torch.testing.assert_close(found.embedding, torch.tanh(theirs.img_fc(maps.mean((2, 3)))), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found.logits, logits, rtol=1e-3, atol=1e-3)
     p = torch.sigmoid(logits)
@@ -259,14 +265,14 @@ def test_the_debiasing_papers_system_with_its_term(tmp_path):
 @torch.inference_mode()
 def test_without_a_classifier_its_weights_are_left_over(tmp_path):
     theirs = debiasing()
-    said = load_published(system := RetrievalSystem(config()), save(theirs, tmp_path / "x.pth"))
+    said = load_published(system := build(config()), save(theirs, tmp_path / "x.pth"))
     assert {name.split(".")[0] for name in said.left_over} == {"classifier", "adjustment"} and not said.absent
     compare_recipes(system, theirs, one_word_sentence(theirs))
 
 
 def test_an_undebiased_baseline_fills_no_classifier(tmp_path):
     theirs = ht(nn.Sequential(*list(torchvision.models.resnet18(weights=None).children())[:-2]), 512)
-    system = RetrievalSystem(config(debiasing=replace(VARIANTS["classifier_only"], classifier_dim=8)))
+    system = build(config(debiasing=replace(VARIANTS["classifier_only"], classifier_dim=8)))
     said = load_published(system, save(theirs, tmp_path / "x.ckpt"))
     assert said.absent and {name.split(".")[0] for name in said.absent} == {"classifier"}
 
@@ -337,14 +343,14 @@ def dar() -> Named:
 
 def dar_config(**changes) -> SystemConfig:
     return SystemConfig(
-        49408, K, encoders="clip", clip_model="kitchen-clip-small", adapter_width=8, descriptions="adapted", segments=2,
+        49408, K, method="dar", clip_model="kitchen-clip-small", adapter_width=8, descriptions="adapted", segments=2,
         recipe_layers=2, recipe_heads=2, recipe_feedforward=32, dropout=0.0, **changes,
     )  # fmt: skip
 
 
 @torch.inference_mode()
 def test_dar(tmp_path, monkeypatch):
-    theirs, system = dar(), RetrievalSystem(dar_config())
+    theirs, system = dar(), build(dar_config())
     said = load_published(system, save(theirs, tmp_path / "dar.ckpt"))
     assert said.kind == "DAR" and not said.absent and not [n for n in said.left_over if "position_ids" not in n]
     system.eval()
@@ -355,7 +361,9 @@ def test_dar(tmp_path, monkeypatch):
     compare_recipes(system, theirs, lambda name, ids: theirs.text_encoder.tfs[name](torch.tensor([ids])).text_embeds[0])
     photos = PHOTOS[..., :56, :56]
     expected = theirs.image_encoder(normalised(photos, OPENAI)).image_embeds
-    torch.testing.assert_close(system.encode_images(photos).embedding, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        system.encode_images(SimpleNamespace(images=photos, labels=None)).embedding, expected, rtol=1e-4, atol=1e-4
+    )
     tokens = clip_tokens(["A grey soup.", "A pie, brown as a nut"], 12)
     expected = torch.stack(
         [theirs.llama_text_encoder(row[: int(row.argmax()) + 1][None]).text_embeds[0] for row in tokens]
@@ -369,7 +377,7 @@ def test_dars_copies_of_a_frozen_tower_must_be_one(tmp_path):
     theirs = dar()
     theirs.llama_text_encoder.text_projection.weight.data += 1
     with pytest.raises(ValueError, match=r"llama_text_encoder.text_projection.weight and text_encoder.tfs.*differ"):
-        load_published(RetrievalSystem(dar_config()), save(theirs, tmp_path / "dar.ckpt"))
+        load_published(build(dar_config()), save(theirs, tmp_path / "dar.ckpt"))
 
 
 # ---- what does not fit ----
@@ -382,7 +390,7 @@ def small():
 
 def test_a_weight_that_does_not_fit_is_named_and_nothing_is_loaded(tmp_path, small):
     path = save(small, tmp_path / "x.ckpt")
-    system = RetrievalSystem(replace(config(), vocabulary=WORDS + 1))
+    system = build(replace(config(), vocabulary=WORDS + 1))
     before = {k: v.clone() for k, v in system.state_dict().items()}
     with pytest.raises(ValueError, match=rf"x.ckpt: recipe_encoder.word.weight is \[{WORDS}, {E}\] in the checkpoint"):
         load_published(system, path)
@@ -391,9 +399,9 @@ def test_a_weight_that_does_not_fit_is_named_and_nothing_is_loaded(tmp_path, sma
     del state["text_encoder.merger.ingredients.pos_encoder.weight"]
     save_file(state, tmp_path / "x.safetensors")
     with pytest.raises(ValueError, match="sentences.ingredients.position is not in this checkpoint of H-T"):
-        load_published(RetrievalSystem(config()), tmp_path / "x.safetensors")
-    with pytest.raises(ValueError, match="a checkpoint of H-T; set encoders to ht"):
-        load_published(RetrievalSystem(dar_config()), path)
+        load_published(build(config()), tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match="a checkpoint of H-T; set method to ht"):
+        load_published(build(dar_config()), path)
 
 
 class Harm:
@@ -420,7 +428,7 @@ def test_what_is_no_checkpoint_is_one_line(tmp_path, monkeypatch, content, reaso
     elif content is not None:
         torch.save(content, path)
     with pytest.raises(ValueError, match=f"x.ckpt: .*{reason}") as error:
-        load_published(RetrievalSystem(config()), path)
+        load_published(build(config()), path)
     assert "\n" not in str(error.value) and not (tmp_path / "pwned.txt").exists()
 
 

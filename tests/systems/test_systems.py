@@ -3,20 +3,15 @@ from dataclasses import replace
 import pytest
 import torch
 
+from recipe_lib.causal.debiasing import VARIANTS, Debiasing
 from recipe_lib.data.clip_text import clip_ids
 from recipe_lib.data.loading import Draw, StudyDataset
 from recipe_lib.encoders.recipe import COMPONENTS
 from recipe_lib.losses import triplet_loss
-from recipe_lib.systems.base import (
-    VARIANTS,
-    Debiasing,
-    RetrievalSystem,
-    SystemConfig,
-    attach,
-    bare_towers,
-    parameter_table,
-    set_towers,
-)
+from recipe_lib.systems.attach import attach
+from recipe_lib.systems.base import SystemConfig, parameter_table
+from recipe_lib.systems.captions import bare_towers, set_towers
+from recipe_lib.systems.registry import build
 
 SMALL = {"classifier_dim": 16, "classifier_heads": 2, "classifier_feedforward": 32}
 
@@ -30,7 +25,7 @@ def batch(tiny_store):
 @pytest.fixture
 def baseline(tiny_config):
     torch.manual_seed(0)
-    return RetrievalSystem(tiny_config).eval()
+    return build(tiny_config).eval()
 
 
 def grown(baseline, name, **changes):
@@ -44,7 +39,7 @@ def grown(baseline, name, **changes):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_variant_starts_where_the_baseline_stopped(baseline, batch, name):
     system = grown(baseline, name)
-    found, before = system.encode_images(batch.images, batch.labels), baseline.encode_images(batch.images)
+    found, before = system.encode_images(batch), baseline.encode_images(batch)
     assert torch.equal(found.embedding, before.embedding)
     assert torch.equal(system.encode_recipes(batch.recipes).embedding, baseline.encode_recipes(batch.recipes).embedding)
     assert (found.z.abs().max() > 0) == bool(VARIANTS[name].weights), "only what adds a term has one"
@@ -53,7 +48,7 @@ def test_every_variant_starts_where_the_baseline_stopped(baseline, batch, name):
 
 def test_debiased_z_equals_the_formula(baseline, batch):
     system = grown(baseline, "debiased")
-    found = system.encode_images(batch.images)
+    found = system.encode_images(batch)
     p = torch.sigmoid(found.logits).detach()
     values = system.adjustment.value(system.adjustment.dictionary)
     for b in range(6):
@@ -79,7 +74,7 @@ def test_weights_of_each_kind(baseline):
 def test_only_the_oracle_reads_labels(baseline, batch):
     for name in VARIANTS:
         system = grown(baseline, name)
-        told, lied = (system.encode_images(batch.images, x).z for x in (batch.labels, batch.labels.flip(0)))
+        told, lied = (system.encode_images(replace(batch, labels=x)).z for x in (batch.labels, batch.labels.flip(0)))
         assert torch.equal(told, lied) == (name != "oracle"), name
 
 
@@ -120,13 +115,13 @@ def clip_batch(clip_store):
 def test_the_joint_space_is_clips_own(dar, clip_batch):
     photo = dar.image_encoder
     expected = photo.tower.pool(photo.tower(clip_batch.images, photo.adapters))
-    assert torch.equal(dar.encode_images(clip_batch.images).embedding, expected)
+    assert torch.equal(dar.encode_images(clip_batch).embedding, expected)
     text = dar.description_encoder
     assert torch.equal(
         dar.encode_descriptions(clip_batch.descriptions), text.tower(clip_batch.descriptions, text.adapters)
     )
     assert dar.config.embed_dim == dar.recipe_encoder.dim == 128, "whatever the configuration said"
-    again = RetrievalSystem(SystemConfig.from_dict(dar.config.to_dict()))
+    again = build(SystemConfig.from_dict(dar.config.to_dict()))
     again.load_state_dict(dar.state_dict())
 
 
@@ -134,7 +129,7 @@ def test_the_joint_space_is_clips_own(dar, clip_batch):
     ("adapters", "photos", "texts"), [("both", 1, 1), ("image", 1, 0), ("text", 0, 1), ("none", 0, 0)]
 )
 def test_adapters_by_side(clip_config, adapters, photos, texts):
-    system = RetrievalSystem(replace(clip_config, adapters=adapters, segment_encoder="adapted"))
+    system = build(replace(clip_config, adapters=adapters, segment_encoder="adapted"))
     own = {name.split(".")[0] for name, p in system.named_parameters() if "adapters" in name and p.requires_grad}
     expected = {"image_encoder", "segment_encoder"} if photos else set()
     expected |= {"recipe_encoder", "description_encoder"} if texts else set()
@@ -162,10 +157,10 @@ MERGER, PROJECTIONS = 3 * 512 * 512 + 512, 6 * 512 * 513
 )
 def test_parameters_at_the_papers_size(bottleneck, image, text, segment_encoder, trainable):
     config = SystemConfig(
-        0, 500, encoders="clip", descriptions="adapted", segments=4, segment_encoder=segment_encoder, **bottleneck
+        0, 500, method="dar", descriptions="adapted", segments=4, segment_encoder=segment_encoder, **bottleneck
     )
     with torch.device("meta"):
-        table = parameter_table(RetrievalSystem(config))
+        table = parameter_table(build(config))
     expected = {
         "image_encoder.adapters": adapters_at(768, image),
         "recipe_encoder.adapters": 3 * adapters_at(512, text),
@@ -187,8 +182,8 @@ def test_the_debiasing_module_attaches_to_clip_as_it_is(dar, clip_batch, name):
     dictionary = torch.randn(20, dar.recipe_encoder.dim, generator=torch.Generator().manual_seed(2))
     torch.manual_seed(1)
     system = attach(dar, replace(VARIANTS[name], **SMALL), dictionary, torch.linspace(0.1, 0.9, 20)).eval()
-    found = system.encode_images(clip_batch.images, clip_batch.labels)
-    assert torch.equal(found.embedding, dar.encode_images(clip_batch.images).embedding)
+    found = system.encode_images(clip_batch)
+    assert torch.equal(found.embedding, dar.encode_images(clip_batch).embedding)
     assert (found.z.abs().max() > 0) == bool(VARIANTS[name].weights)
     levels = [
         (
@@ -213,20 +208,20 @@ def test_towers_stay_frozen_and_are_there_once(dar):
 def test_bare_towers_are_a_copy_that_trains_and_goes_back(dar, clip_batch):
     bare = bare_towers(dar)
     image, text = dar.image_encoder.tower, dar.recipe_encoder.tower
-    torch.testing.assert_close(bare.encode_images(clip_batch.images).embedding, image.pool(image(clip_batch.images)))
+    torch.testing.assert_close(bare.encode_images(clip_batch).embedding, image.pool(image(clip_batch.images)))
     assert all(p.requires_grad for p in bare.parameters()) and not bare.projections
     features = bare.encode_recipes(clip_batch.recipes)
     assert features.components == () and features.embedding.shape == (6, text.dim)
     zero_shot = bare_towers(dar, "zero_shot")
     features = zero_shot.encode_recipes(clip_batch.recipes)
     torch.testing.assert_close(features.embedding, sum(features.components) / 3)
-    before = dar.encode_images(clip_batch.images).embedding
+    before = dar.encode_images(clip_batch).embedding
     with torch.no_grad():
         bare.image_encoder.tower.visual.proj.mul_(-1)
-    assert torch.equal(dar.encode_images(clip_batch.images).embedding, before), "a copy"
+    assert torch.equal(dar.encode_images(clip_batch).embedding, before), "a copy"
     set_towers(dar, bare)
     assert torch.equal(image.visual.proj, bare.image_encoder.tower.visual.proj)
-    assert not torch.equal(dar.encode_images(clip_batch.images).embedding, before)
+    assert not torch.equal(dar.encode_images(clip_batch).embedding, before)
 
 
 def test_a_caption_is_title_and_ingredient_lines(dar, clip_store, clip_batch):
@@ -241,7 +236,7 @@ def test_a_caption_is_title_and_ingredient_lines(dar, clip_store, clip_batch):
 
 
 def test_no_adapters_and_frozen_descriptions_train_heads_alone(clip_config):
-    frozen = RetrievalSystem(replace(clip_config, adapters="none"))
+    frozen = build(replace(clip_config, adapters="none"))
     assert not [name for name, p in frozen.named_parameters() if "adapters" in name]
-    mixed = RetrievalSystem(replace(clip_config, descriptions="frozen"))
+    mixed = build(replace(clip_config, descriptions="frozen"))
     assert mixed.description_encoder.adapters is None and mixed.image_encoder.adapters is not None

@@ -21,12 +21,14 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from timm.layers import convert_sync_batchnorm
 
+from recipe_lib.causal.debiasing import VARIANTS
 from recipe_lib.data.loading import PairedBatches, StudyDataset, loader
 from recipe_lib.data.store import Store
 from recipe_lib.evaluation.scores import encode
 from recipe_lib.retrieval.metrics import evaluate
 from recipe_lib.runner.params import ParamsError, declared, load
-from recipe_lib.systems.base import VARIANTS, RetrievalSystem, SystemConfig
+from recipe_lib.systems.base import System, SystemConfig
+from recipe_lib.systems.registry import build
 from recipe_lib.systems.saving import load_system
 from recipe_lib.training import distributed
 from recipe_lib.training.fit import TrainingConfig, TrainingTask, make_trainer, train
@@ -54,14 +56,14 @@ with lead(2):
 """
 
 
-def fresh(store: Store, **values) -> RetrievalSystem:
+def fresh(store: Store, **values) -> System:
     small = {
         "image_model": "test_resnet", "embed_dim": 16, "recipe_dim": 16, "recipe_layers": 1, "recipe_heads": 2,
         "recipe_feedforward": 32, "dropout": 0.0,
     }  # fmt: skip
     torch.manual_seed(0)
     config = SystemConfig(store.card["vocabulary"], len(store.classes.names), **small | values)
-    return RetrievalSystem(config, torch.randn(config.num_classes, config.recipe_dim))
+    return build(config, torch.randn(config.num_classes, config.recipe_dim))
 
 
 def without_time(history: pd.DataFrame) -> pd.DataFrame:
@@ -91,7 +93,7 @@ def steps(folder: Path, out: Path) -> None:
     debiased = replace(VARIANTS["debiased"], classifier_dim=16, classifier_heads=2, classifier_feedforward=32)
     # No BatchNorm, whose statistics are each process's own on CPUs; no learning, so that steps can be compared.
     system = fresh(store, image_model="test_vit", image_model_args=("img_size: 64",), debiasing=debiased)
-    config = replace(CONFIG, epochs=1, learning_rate=0.0, classifier_weight=0.1, devices=world)
+    config = replace(CONFIG, epochs=1, learning_rate=0.0, weights={"classifier": 0.1}, devices=world)
     pairs, text = store.split("train"), store.split("text_only")
     batches = PairedBatches(len(pairs), 32, text_only=len(text), seed=1, rank=rank, world=world)
     capture = Capture()
@@ -130,11 +132,14 @@ def test_synchronised_batchnorm_keeps_weights_and_activations(tiny_store, name):
     system = fresh(tiny_store, image_model=name).eval()
     images = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8)
     with torch.no_grad():
-        before, keys = system.encode_images(images).embedding, list(system.state_dict())
+        before, keys = (
+            system.encode_images(SimpleNamespace(images=images, labels=None)).embedding,
+            list(system.state_dict()),
+        )
         converted = convert_sync_batchnorm(system)
         assert converted is system and list(system.state_dict()) == keys
         assert any(isinstance(module, torch.nn.SyncBatchNorm) for module in system.modules())
-        assert torch.equal(system.encode_images(images).embedding, before)
+        assert torch.equal(system.encode_images(SimpleNamespace(images=images, labels=None)).embedding, before)
 
 
 def test_frozen_batchnorm_stays_frozen_when_it_is_synchronised(tiny_store):

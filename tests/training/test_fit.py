@@ -14,10 +14,14 @@ from safetensors.torch import load_file
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from recipe_lib import previous
+from recipe_lib.causal.debiasing import VARIANTS
 from recipe_lib.evaluation.scores import encode
 from recipe_lib.losses import circle_loss
 from recipe_lib.retrieval.metrics import evaluate
-from recipe_lib.systems.base import VARIANTS, RetrievalSystem, attach, bare_towers, parameter_table
+from recipe_lib.systems.attach import attach
+from recipe_lib.systems.base import System, parameter_table
+from recipe_lib.systems.captions import bare_towers
+from recipe_lib.systems.registry import build
 from recipe_lib.systems.saving import load_system
 from recipe_lib.training import fit as training
 from recipe_lib.training.fit import TrainingConfig, best_epoch, learning_rate, pair_loss, train, validate
@@ -30,19 +34,20 @@ import json, sys
 from pathlib import Path
 import torch
 from recipe_lib.data.store import Store
-from recipe_lib.systems.base import RetrievalSystem, SystemConfig
+from recipe_lib.systems.base import System, SystemConfig
+from recipe_lib.systems.registry import build
 from recipe_lib.training.fit import TrainingConfig, train
 
 data, config, training, out = sys.argv[1:]
 torch.manual_seed(0)
-system = RetrievalSystem(SystemConfig.from_dict(json.loads(config)))
+system = build(SystemConfig.from_dict(json.loads(config)))
 train(system, Store(Path(data)), TrainingConfig(**json.loads(training)), Path(out))
 """
 
 
 def fresh(config):
     torch.manual_seed(0)
-    return RetrievalSystem(config)
+    return build(config)
 
 
 def without_time(folder):
@@ -111,7 +116,7 @@ def test_what_is_trained_is_kept_until_code_data_or_parameters_change(tiny_store
     one = replace(CONFIG, epochs=1)
     history = train(fresh(tiny_config), tiny_store, one, tmp_path)
     kept, fitted = weights(tmp_path), []
-    code = real = training.code_digest(training.fit, training.segment_features, RetrievalSystem)
+    code = real = training.code_digest(training.fit, training.segment_features, System)
     monkeypatch.setattr(training, "fit", lambda *args: fitted.append(args))
     monkeypatch.setattr(training, "code_digest", lambda *_: code)
     system = fresh(tiny_config)
@@ -181,7 +186,9 @@ def test_a_checkpoint_without_a_record_moves_and_is_not_deleted(tiny_store, tiny
 def test_text_only_recipes_train_the_recipe_encoder(tiny_store, tiny_config, tmp_path):
     """With and without the self-supervised loss the numbers differ: text-only batches are really taken."""
     a = train(fresh(tiny_config), tiny_store, replace(CONFIG, epochs=1), tmp_path / "a")
-    b = train(fresh(tiny_config), tiny_store, replace(CONFIG, epochs=1, self_supervised_weight=0.0), tmp_path / "b")
+    b = train(
+        fresh(tiny_config), tiny_store, replace(CONFIG, epochs=1, weights={"self_supervised": 0.0}), tmp_path / "b"
+    )
     assert b["self_supervised"].iloc[0] == 0 < a["self_supervised"].iloc[0]
 
 
@@ -332,19 +339,19 @@ def test_adapted_segments_learn(clip_store, clip_config, tmp_path):
 )
 def test_the_circle_losses_by_name(loss, over):
     a, b = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0))
-    found = pair_loss(replace(CLIP, loss=loss, gamma=8.0))(a, b)
+    found = pair_loss(replace(CLIP, loss=loss, circle_gamma=8.0))(a, b)
     assert torch.equal(found, circle_loss(a, b, margin=0.25, gamma=8.0, over=over))
 
 
 def test_weights_of_the_levels_take_them_out(clip_store, clip_config, tmp_path):
-    off = replace(CLIP, epochs=1, segment_weight=0.0, description_weight=0.0, self_supervised_weight=0.0)
+    off = replace(CLIP, epochs=1, weights={"segment": 0.0, "description": 0.0, "self_supervised": 0.0})
     history = train(fresh(clip_config), clip_store, off, tmp_path)
     assert history[["segments", "descriptions", "self_supervised"]].to_numpy().sum() == 0 < history["retrieval"][0]
 
 
 def test_towers_learn_to_pair_photos_with_captions(clip_store, clip_config, tmp_path):
     torch.manual_seed(0)
-    towers = bare_towers(RetrievalSystem(clip_config))
+    towers = bare_towers(build(clip_config))
     history = train(towers, clip_store, replace(CLIP, epochs=4), tmp_path)
     assert history["retrieval"].iloc[-1] < 0.9 * history["retrieval"].iloc[0]
     assert "self_supervised" not in history, "a caption has no parts, so text-only recipes train nothing"

@@ -12,7 +12,7 @@ from torch import nn
 
 from recipe_lib.data.loading import PairedBatches, StudyDataset
 from recipe_lib.data.store import TEXT_ONLY
-from recipe_lib.systems.base import RetrievalSystem
+from recipe_lib.systems.registry import build
 from recipe_lib.training.fit import TrainingConfig, train
 
 CONFIG = TrainingConfig(epochs=1, batch_size=16, crop_size=48, learning_rate=1e-3, margin=0.3, seed=5)
@@ -106,7 +106,7 @@ def flat(modules):
 
 def test_an_epoch_equals_the_plain_one(tiny_store, tiny_config, tmp_path):
     torch.manual_seed(0)
-    system = RetrievalSystem(replace(tiny_config, dropout=0.0))
+    system = build(replace(tiny_config, dropout=0.0))
     plain, pairs = plain_copy(system)
     start = flat(pairs)
     text = tiny_store.split(TEXT_ONLY)

@@ -1,0 +1,49 @@
+"""What may be attached to a baseline, and the variants that notebook 4 trains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Debiasing:
+    """What is attached to a baseline.
+
+    Args:
+        classifier: train the ingredient classifier on the image features.
+        weights: where z takes P(ing | image) from: "" (no z), "classifier", "labels" (the oracle), "marginal".
+        dictionary: "learned", or the controls "shuffled" and "random".
+        soft: keep every probability; else those below `threshold` are dropped before they are normalised.
+        calibrated: turn the asymmetric-loss output into the probability that it stands for.
+        normalise: bring Wv(D) to the length of the image embedding.
+        gamma_neg, gamma_pos: of the asymmetric loss.
+        classifier_dim, classifier_heads, classifier_feedforward: of the Query2Label transformer.
+    """
+
+    classifier: bool = False
+    weights: str = ""
+    dictionary: str = "learned"
+    soft: bool = False
+    threshold: float = 0.5
+    calibrated: bool = False
+    normalise: bool = False
+    gamma_neg: float = 2.0
+    gamma_pos: float = 0.0
+    classifier_dim: int = 2048
+    classifier_heads: int = 4
+    classifier_feedforward: int = 8192
+
+
+# Every variant starts from the same baseline checkpoint and trains as long as the others on the same batches.
+VARIANTS: dict[str, Debiasing] = {
+    "equal_compute": Debiasing(),
+    "classifier_only": Debiasing(classifier=True),
+    "debiased": Debiasing(classifier=True, weights="classifier"),
+    "oracle": Debiasing(weights="labels"),
+    "shuffled_dictionary": Debiasing(classifier=True, weights="classifier", dictionary="shuffled"),
+    "random_dictionary": Debiasing(classifier=True, weights="classifier", dictionary="random"),
+    "soft": Debiasing(classifier=True, weights="classifier", soft=True),
+    "calibrated": Debiasing(classifier=True, weights="classifier", soft=True, calibrated=True),
+    "normalised": Debiasing(classifier=True, weights="classifier", normalise=True),
+    "marginal": Debiasing(classifier=True, weights="marginal"),
+}
