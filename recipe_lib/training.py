@@ -130,7 +130,10 @@ class TrainingTask(L.LightningModule):
         if image is not None:
             losses["retrieval"] = self.loss(sides["image"], sides["recipe"])
             if "segments" in sides:
-                losses["segments"] = config.segment_weight * self.loss(sides["segments"], sides["recipe"])
+                # A photo without segments, zeros, is no pair: a logarithm over the batch would see it alone.
+                there = sides["segments"].detach().any(1)
+                pairs = sides["segments"][there], sides["recipe"][there]
+                losses["segments"] = config.segment_weight * (self.loss(*pairs) if there.any() else pairs[0].sum())
             if "description" in sides:
                 losses["descriptions"] = config.description_weight * self.loss(sides["image"], sides["description"])
             if image.logits is not None:

@@ -5,18 +5,21 @@ import signal
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from recipe_lib.data.loading import Draw, StudyDataset
 from recipe_lib.evaluation import encode
 from recipe_lib.losses import circle_loss
 from recipe_lib.models import RetrievalSystem, bare_towers
 from recipe_lib.retrieval import evaluate
 from recipe_lib.saving import load_system
-from recipe_lib.training import TrainingConfig, learning_rate, pair_loss, train
+from recipe_lib.training import TrainingConfig, TrainingTask, learning_rate, pair_loss, train
 
 CONFIG = TrainingConfig(
     epochs=3, batch_size=32, crop_size=48, optimizer="adamw", learning_rate=2e-3, lr_schedule="cosine", seed=5
@@ -158,6 +161,21 @@ def test_adapted_segments_learn(clip_store, clip_config, tmp_path):
     assert before and not any(torch.equal(v, after[k]) for k, v in before.items())
     assert history["segments"].iloc[-1] < history["segments"].iloc[0]
     assert not list(tmp_path.glob("segments-*.npy")), "they change at every step: nothing to keep"
+
+
+@pytest.mark.parametrize("there", [[0, 2, 3], []])
+@pytest.mark.parametrize("loss", ["circle", "triplet"])
+def test_photos_without_segments_are_no_pairs(clip_store, clip_config, loss, there):
+    batch = StudyDataset(clip_store.split("train"), 56, descriptions=True, segments=2)[Draw(np.arange(4), True, 0)]
+    task = TrainingTask(fresh(replace(clip_config, dropout=0.0)), replace(CLIP, loss=loss))
+    task._trainer, logged = SimpleNamespace(world_size=1), {}
+    task.log_dict = lambda values, **_: logged.update(values)
+    batch.segment_mask[[i for i in range(4) if i not in there]] = False
+    assert torch.isfinite(task.training_step(batch, 0))
+    system = task.system
+    segments = system.encode_segments(batch.segments, batch.segment_mask)[there].detach()
+    recipes = system.encode_recipes(batch.recipes).embedding[there].detach()
+    assert logged["segments"].item() == pytest.approx(float(task.loss(segments, recipes)) if there else 0.0, rel=1e-4)
 
 
 @pytest.mark.parametrize(
