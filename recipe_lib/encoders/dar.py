@@ -106,7 +106,7 @@ class SegmentEncoder(_Referring):
     Shape:
         `features`: segments (N, 3, S, S) uint8 -> (N, E);
         segments (B, n, E) features or (B, n, 3, S, S) uint8 pixels, mask (B, n) bool, True where there is a segment
-        -> (B, E). A photo without any gives zeros, whose cosine with everything is 0: no information.
+        -> (B, E). A photo without any gives zeros.
 
     Raises:
         ValueError: no adapters and a tower that trains: what was kept would be out of date after one step.

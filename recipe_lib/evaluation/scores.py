@@ -97,7 +97,9 @@ def encode(
         features = torch.from_numpy(np.array(features))
         counts = torch.from_numpy(split.segment_counts[split.photo_start[:-1]])[:, None]
         mask = torch.arange(features.shape[1]) < counts
-        encoded.segments = system.encode_segments(features.to(device), mask.to(device)).cpu()
+        segments = system.encode_segments(features.to(device), mask.to(device)).cpu()
+        # A photo without any: one constant stands for them, since a zero vector cannot be ranked.
+        encoded.segments = torch.where(mask.any(1, keepdim=True), segments, torch.ones_like(segments))
     return encoded
 
 

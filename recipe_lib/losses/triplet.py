@@ -16,9 +16,9 @@ def triplet_loss(a: Tensor, b: Tensor, margin: float = 0.3, mining: str = "all")
     With hinges [margin + s_ij - s_ii]_+ of a -> b and [margin + s_ij - s_jj]_+ of b -> a, i != j, s_ij = cos(a_i, b_j):
 
     Args:
-        mining: "all": the sum of all hinges, divided by all B x B cells (H-T). "hardest": of each query that of its most
-            similar negative; their mean (ACME, arXiv:1905.01273). "non_zero": the sum over the number of hinges that
-            are not zero, each direction on its own: AdaMine's adaptive mean (arXiv:1804.11146).
+        mining: "all": the sum of all hinges, divided by all B x B cells (H-T). "hardest": of each query that of its
+            most similar negative; their mean (ACME, arXiv:1905.01273). "non_zero": the sum over the number of hinges
+            that are not zero, each direction on its own: AdaMine's adaptive mean (arXiv:1804.11146).
 
     Shape:
         a, b (B, D); row i of a belongs to row i of b -> scalar. One pair alone has no negative and costs 0.

@@ -242,6 +242,10 @@ class System(nn.Module, ABC):
         """Embeddings (B, D) of this device's pairs, by name, besides "image" and "recipe"; those of no loss cost."""
         return {}
 
+    def compare(self, name: str, a: Tensor, b: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """The loss `name` between two sides (B, D), row for row."""
+        return loss(a, b)
+
     def losses(self, step: Step) -> dict[str, Tensor]:
         """Scalars of one player's turn, by name, without their weights; none whose weight is 0."""
         batch = step.batch
@@ -259,7 +263,7 @@ class System(nn.Module, ABC):
             losses["self_supervised"] = self.self_supervised_loss(parts, step.loss)
         for name, (a, b) in self.pairs.items():
             if step.weight(name) and {a, b} <= sides.keys():
-                losses[name] = step.loss(sides[a], sides[b])
+                losses[name] = self.compare(name, sides[a], sides[b], step.loss)
         if image is not None:
             if image.logits is not None and step.weight("classifier"):
                 # Of this device's photos alone: the mean of equally large means is the mean.

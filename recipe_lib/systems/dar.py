@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import ClassVar
 
@@ -50,6 +51,13 @@ class DAR(System):
         if batch.descriptions is not None and step.weight("description"):
             sides["description"] = self.encode_descriptions(batch.descriptions)
         return sides
+
+    def compare(self, name: str, a: Tensor, b: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        if name != "segment":
+            return loss(a, b)
+        # A photo without segments, zeros, is no pair: a logarithm over the batch would see it alone.
+        there = a.detach().any(1)
+        return loss(a[there], b[there]) if there.any() else a.sum()
 
     def encode_descriptions(self, tokens: Tensor) -> Tensor:
         """(B, L) int64 ids of CLIP -> (B, D)."""

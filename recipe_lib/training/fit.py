@@ -102,7 +102,7 @@ class TrainingConfig:
         return self.weights.get(loss, 1.0)
 
     def margin_at(self, epoch: float) -> float:
-        """The margin after some epochs: `margin`, or where `margin_step` is not 0, min(margin, start + step x epoch)."""
+        """The margin after some epochs: `margin`; with a `margin_step`, min(margin, start + step x epoch)."""
         return min(self.margin, self.margin_start + self.margin_step * int(epoch)) if self.margin_step else self.margin
 
 

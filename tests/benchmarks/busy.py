@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from statistics import median
+from types import SimpleNamespace
 
 import torch
 

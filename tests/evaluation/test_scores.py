@@ -237,6 +237,16 @@ def test_adapted_segments_of_a_split(clip_config, clip_store, tmp_path):
     assert not torch.allclose(encode(system, split, crop=56, kept=tmp_path).segments, expected, atol=1e-3)
 
 
+def test_photos_without_segments_are_ranked(dar, clip_store, tmp_path, monkeypatch):
+    split = clip_store.split("iid")
+    counts = split.segment_counts.copy()
+    counts[split.photo_start[3]] = 0
+    monkeypatch.setitem(vars(split), "segment_counts", counts)
+    found = encode(dar, split, crop=56, kept=tmp_path)
+    assert (found.segments[3] == 1).all() and not (found.segments[2] == 1).any()
+    cross_modal_ranks(*distances(found.embedding, found.recipes, found)["++"])
+
+
 @pytest.mark.parametrize("encoders", ["captions", "zero_shot"])
 def test_bare_towers_of_a_split(dar, clip_store, encoders):
     bare, split = bare_towers(dar, encoders).eval(), clip_store.split("iid")

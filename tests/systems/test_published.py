@@ -3,6 +3,7 @@
 import pickle
 from collections import OrderedDict, defaultdict
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest

@@ -15,11 +15,12 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from recipe_lib import previous
 from recipe_lib.causal.debiasing import VARIANTS
+from recipe_lib.data.loading import Draw, StudyDataset
 from recipe_lib.evaluation.scores import encode
 from recipe_lib.losses import circle_loss
 from recipe_lib.retrieval.metrics import evaluate
 from recipe_lib.systems.attach import attach
-from recipe_lib.systems.base import System, parameter_table
+from recipe_lib.systems.base import Step, System, parameter_table
 from recipe_lib.systems.captions import bare_towers
 from recipe_lib.systems.registry import build
 from recipe_lib.systems.saving import load_system
@@ -332,6 +333,20 @@ def test_adapted_segments_learn(clip_store, clip_config, tmp_path):
     assert before and not any(torch.equal(v, after[k]) for k, v in before.items())
     assert history["segments"].iloc[-1] < history["segments"].iloc[0]
     assert not list(tmp_path.glob("segments-*.npy")), "they change at every step: nothing to keep"
+
+
+@pytest.mark.parametrize("there", [[0, 2, 3], []])
+@pytest.mark.parametrize("loss", ["circle", "triplet"])
+def test_photos_without_segments_are_no_pairs(clip_store, clip_config, loss, there):
+    batch = StudyDataset(clip_store.split("train"), 56, descriptions=True, segments=2)[Draw(np.arange(4), True, 0)]
+    system, between = fresh(replace(clip_config, dropout=0.0)), pair_loss(replace(CLIP, loss=loss))
+    batch.segment_mask[[i for i in range(4) if i not in there]] = False
+    step = Step(batch, between, lambda _: 1.0, lambda *parts: parts, lambda _: None)
+    losses = system.losses(step)
+    assert all(torch.isfinite(value) for value in losses.values())
+    segments = system.encode_segments(batch.segments, batch.segment_mask)[there].detach()
+    recipes = system.encode_recipes(batch.recipes).embedding[there].detach()
+    assert losses["segment"].item() == pytest.approx(float(between(segments, recipes)) if there else 0.0, rel=1e-4)
 
 
 @pytest.mark.parametrize(
