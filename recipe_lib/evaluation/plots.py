@@ -89,7 +89,7 @@ def forest(ax: Axes, comparisons: Sequence[dict]) -> None:
     ax.set_ylim(-0.6, len(rows) - 0.4)
     ax.grid(axis="x", alpha=0.3)
     ax.set(title=rows[0]["direction"], xlabel="difference of R@1")
-    ax.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.06), ncols=3)
+    ax.legend(fontsize=7, loc="best")
 
 
 def fall(ax: Axes, table: pd.DataFrame, splits: Sequence[str]) -> None:
