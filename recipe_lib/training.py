@@ -241,8 +241,7 @@ def train(
         RuntimeError: a process on one of several devices failed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if previous.claim(folder, fingerprint(system, store, config)):
-        print("what was trained here with other parameters, data or code is moved aside: training starts anew")
+    moved = previous.claim(folder, fingerprint(system, store, config))
     if (folder / "history.csv").is_file():
         print("already trained: the weights are kept")
         return _finished(system, folder)
@@ -250,6 +249,8 @@ def train(
     resume = resume if resume.is_file() else None
     if resume:
         print(f"resuming from {resume.name}")
+    elif moved:
+        print("what was trained here with other parameters, data or code is moved aside: training starts anew")
     segments = None
     if system.segment_encoder is not None:
         segments = segment_features(system, store.split("train"), kept or folder)
