@@ -13,8 +13,10 @@ from pathlib import Path
 from recipe_lib.paths import repo_root, study_dir
 
 HELP = """\
-A stage whose notebook, parameters, library code, package versions, source data and earlier stages are unchanged is
-skipped. A run that was killed goes on with the same command. Results: outputs/<study>/ with the executed notebooks,
+A stage is skipped when its notebook, its parameters, the library code and packages that it uses, its source data and
+what the stages before it left are unchanged. What a stage run again replaces stands in .previous/ until it is finished,
+trained weights longer; weights made from the same are not trained again. A run that was killed goes on with the same
+command. Results: outputs/<study>/ with the executed notebooks,
 a folder per stage, results.csv, metrics.json, manifest.json and report.html.
 
 also:
@@ -45,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     part = parser.add_mutually_exclusive_group()
     part.add_argument("--only", metavar="NN", help="run this stage alone, even if unchanged, e.g. --only 05")
     part.add_argument("--from", dest="start", metavar="NN", help="run this stage and all later ones, even if unchanged")
-    parser.add_argument("--fresh", action="store_true", help="delete what the stages left, then run them from scratch")
+    parser.add_argument("--fresh", action="store_true", help="delete what the stages left, weights too, then run them")
     parser.add_argument("--outputs", metavar="DIR", help="put the studies in this folder instead of outputs/")
     parser.add_argument("--list", action="store_true", help="show the stages and all parameters, run nothing")
     return parser

@@ -333,8 +333,7 @@ def train(
         RuntimeError: a process on one of several devices failed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if previous.claim(folder, fingerprint(system, store, config)):
-        print("what was trained here with other parameters, data or code is moved aside: training starts anew")
+    moved = previous.claim(folder, fingerprint(system, store, config))
     atomic_write_text(folder / "training.json", json.dumps(asdict(config), indent=1))
     if (folder / "history.csv").is_file():
         print("already trained: the weights are kept")
@@ -345,6 +344,8 @@ def train(
     resume = resume if resume.is_file() else None
     if resume:
         print(f"resuming from {resume.name}")
+    elif moved:
+        print("what was trained here with other parameters, data or code is moved aside: training starts anew")
     segments = None
     if "segments" in system.reads and system.segment_encoder.adapters is None:
         segments = segment_features(system, store.split("train"), kept or folder)

@@ -200,9 +200,7 @@ def test_what_is_finished_is_not_made_again_and_workers_change_nothing(folder, m
 
 def test_what_other_code_made_is_made_again(folder, monkeypatch):
     def states():
-        return {
-            p.name: p.stat().st_ino for p in (folder / "train").iterdir() if ".segments" in p.name or ".desc" in p.name
-        }
+        return {p.name: p.stat().st_mtime_ns for p in (folder / "train").iterdir() if p.name.count(".") == 2}
 
     def make():
         add_descriptions(folder, None, folder / "cache", workers=1)
@@ -215,7 +213,6 @@ def test_what_other_code_made_is_made_again(folder, monkeypatch):
         assert make() == card, "the made-up edit changes no result"
         after = states()
         assert {name for name in before if after[name] != before[name]} >= {n for n in before if kind in n} != set()
-    assert before.keys() == after.keys()
 
 
 def test_interrupted_segments_go_on_within_the_shard(folder, monkeypatch):

@@ -149,13 +149,13 @@ def test_replaced_trainings_move_aside_and_come_back(tiny_store, tiny_config, tm
 
     # A training that is stopped at once replaces nothing for good.
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(training, "fit", stopped)
+        patched.setattr(training, "make_trainer", stopped)
         train(fresh(tiny_config), tiny_store, seeds[2], folder)
     assert {weights(path) for path in aside.iterdir()} == {first, second}
     capsys.readouterr()
     train(fresh(tiny_config), tiny_store, seeds[0], folder)
     said = capsys.readouterr().out
-    assert "already trained" in said and "epoch" not in said and weights(folder) == first
+    assert said == "already trained: the weights are kept\n" and weights(folder) == first
     # When a new one is finished, the last finished one that it replaced stays.
     train(fresh(tiny_config), tiny_store, seeds[2], folder)
     assert [weights(path) for path in aside.iterdir()] == [first]
