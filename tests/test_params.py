@@ -273,6 +273,13 @@ def test_the_shared_empty_file(schema):
         ("clip_model: ViT-B-1\ntext_tokens: clip\nencoders: clip", "no such model; near: ViT-B"),
         ("description_backend: llm", "description_model must name the model"),
         ("segment_backend: sam", "segment_model must name the model"),
+        ("epochs: 0", "epochs may be 0 only where weights_from names a checkpoint"),
+        ("vocab_file: vocab.pkl\ntext_tokens: clip\nencoders: clip", "vocab_file is for text_tokens words"),
+        (
+            "encoders: clip\ntext_tokens: clip\nsegments: 2\nsegment_backend: given",
+            "segment_backend given is for the files",
+        ),
+        ("descriptions: true\ndescription_backend: given\nencoders: clip\ntext_tokens: clip", "backend given is for"),
     ],
 )
 def test_impossible_combinations_stop_before_the_start(tmp_path, lines, word):
