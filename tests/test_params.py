@@ -276,7 +276,7 @@ def test_the_shared_empty_file(schema):
         ("epochs: 0", "epochs may be 0 only where weights_from names a checkpoint"),
         ("vocab_file: vocab.pkl\ntext_tokens: clip\nencoders: clip", "vocab_file is for text_tokens words"),
         (
-            "encoders: clip\ntext_tokens: clip\nsegments: 2\nsegment_backend: given",
+            "segments: 2\nsegment_backend: given\nencoders: clip\ntext_tokens: clip",
             "segment_backend given is for the files",
         ),
         ("descriptions: true\ndescription_backend: given\nencoders: clip\ntext_tokens: clip", "backend given is for"),
