@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,11 @@ class Debiasing:
     classifier_dim: int = 2048
     classifier_heads: int = 4
     classifier_feedforward: int = 8192
+
+    def tuned(self, parameters: Mapping[str, Any]) -> Debiasing:
+        """The same with the threshold, the exponents and the classifier's sizes of a notebook's parameters."""
+        names = ("threshold", "gamma_neg", "gamma_pos", *(f"classifier_{n}" for n in ("dim", "heads", "feedforward")))
+        return replace(self, **{name: parameters[name] for name in names if name in parameters})
 
 
 # Every variant starts from the same baseline checkpoint and trains as long as the others on the same batches.

@@ -22,12 +22,13 @@ from recipe_lib.reachable import Reach, Sources, digest, versions, without_docst
 # Parameters that name files from outside the study, or may do so.
 SOURCES = (
     *("source_dir", "image_dir", "classes_file", "clip_pretrained", "description_model", "segment_model"),
-    *("vocab_file", "weights_from", "dictionary_file"),
+    *("vocab_file", "weights_from", "dictionary_file", "system_file"),
 )
 STUDIES = {"distances_from": "02_baseline_training/model.safetensors", "compare_with": "ranks.parquet"}  # of others
 _KEPT = ("manifest.json", "report.html", ".lock")  # the runner's own files, no stage's artefacts
 ASIDE = ".previous"  # below a study's folder
 _READ = (".safetensors", ".json", ".csv", ".parquet", ".txt")
+_NOT_READ = ("started.json", "training.json")  # whatever in them changes a number changes the weights beside them
 _FEATURES = "segments-*.*"  # of segment_features
 
 
@@ -167,7 +168,7 @@ def contents(folder: Path, names: Iterable[str], known: Mapping[str, list]) -> d
     read = {}
     for name in names:
         path = folder / name
-        if path.suffix in _READ and path.name != "started.json" and path.is_file() and not _in_store(path, folder):
+        if path.suffix in _READ and path.name not in _NOT_READ and path.is_file() and not _in_store(path, folder):
             stat = path.stat()
             state = [stat.st_size, stat.st_mtime_ns]
             before = known.get(name, [])

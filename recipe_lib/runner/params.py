@@ -2,8 +2,8 @@
 
 A cell line `epochs: int = 8  # passes over the training pairs [1..]` declares name, type, default, help and constraint.
 Types are int, float, str, bool, list and list[item]; a plain list holds items of its default's type. The constraint is
-the bracket that ends the comment: an interval `[1..]`, `[0..1]`, `(0..5]` (a round bracket leaves its end out) or
-choices `[a|b|c]`; it holds for every item of a list.
+the bracket that ends the comment: an interval `[1..]`, `[0..1]`, `(0..5]` (a round bracket leaves its end out), choices
+`[a|b|c]`, or a table of the library whose keys are the choices, `[module.TABLE]`; it holds for every item of a list.
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ import difflib
 import math
 import re
 from ast import literal_eval as literal
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 
 import nbformat
 import papermill
 import yaml
 
-from recipe_lib.paths import study_dir
+from recipe_lib.paths import resolve, study_dir
+from recipe_lib.systems import methods
 
 KINDS = {"int": int, "float": float, "str": str, "bool": bool}
 _ARTICLE = {"int": "a whole number", "float": "a number", "str": "a text", "bool": "true or false", "list": "a list"}
@@ -69,12 +71,20 @@ def _allowed(value: object, constraint: str) -> bool:
     if not constraint:
         return True
     inner = constraint[1:-1]
+    if not any(sign in inner for sign in ("..", "|")):
+        return value in _named(inner)
     if "|" in inner:
         return str(value) in inner.split("|")
     low, high = (float(end) if end else None for end in inner.split(".."))
     above = low is None or value > low or (value == low and constraint[0] == "[")
     below = high is None or value < high or (value == high and constraint[-1] == "]")
     return above and below
+
+
+def _named(path: str) -> Mapping:
+    """The table of the library that a constraint names as `module.NAME`: its keys are the choices."""
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(f"recipe_lib.{module}"), name)
 
 
 # ---- the schema: the notebooks' parameters cells ----
@@ -155,8 +165,16 @@ def _constraint(where: str, text: str) -> str:
     number = r"(-?[0-9.]*[0-9](?:e-?[0-9]+)?)?"
     if match := re.search(rf"[\[(]{number}\.\.{number}[\])]\s*$|\[[^\[\]]*\|[^\[\]]*\]\s*$", text):
         return match[0].strip()
+    if match := re.search(r"\[([a-z_.]+\.[A-Z_]+)\]\s*$", text):
+        try:
+            _named(match[1])
+        except (ImportError, AttributeError):
+            raise ParamsError(f"{where}: recipe_lib has no {match[1]}") from None
+        return match[0].strip()
     if re.search(r"\[[^\[\]]*\]\s*$", text):
-        raise ParamsError(f"{where}: the bracket that ends the comment must be [low..high] or [a|b|c]")
+        raise ParamsError(
+            f"{where}: the bracket that ends the comment must be [low..high], [a|b|c] or [module.TABLE] of recipe_lib"
+        )
     return ""
 
 
@@ -177,6 +195,14 @@ def _can_freeze(frozen: list[str], model: str, model_args: list[str], method: st
     from recipe_lib.encoders.image import check_frozen  # as above
 
     check_frozen(model, model_args, frozen)
+    return True
+
+
+def _is_known(method: str, file: str) -> bool:
+    if file and not resolve(file).is_file():
+        raise ValueError(f"system_file {file}: no such file; name a Python file with a subclass of System")
+    if not file and method not in methods():
+        raise ValueError(f"method {method!r}: no such system; there are {', '.join(methods())}, or name a system_file")
     return True
 
 
@@ -213,6 +239,7 @@ TOGETHER = [
         lambda file, tokens: not file or tokens == "words",
         "a vocab_file is for text_tokens words",
     ),
+    (("method", "system_file"), _is_known, ""),
     (("source", "source_dir"), lambda source, folder: source == "kitchen" or folder, "source_dir must name the folder"),
     (
         ("variants",),

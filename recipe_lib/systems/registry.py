@@ -12,14 +12,8 @@ from types import ModuleType
 from torch import Tensor
 
 from recipe_lib.paths import resolve
+from recipe_lib.systems import methods
 from recipe_lib.systems.base import System, SystemConfig
-
-_NOT_SYSTEMS = {"__init__", "attach", "base", "published", "registry", "saving"}
-
-
-def methods() -> list[str]:
-    """Names of the systems of this package: one file each."""
-    return sorted({path.stem for path in Path(__file__).parent.glob("*.py")} - _NOT_SYSTEMS)
 
 
 def system_class(method: str, system_file: str = "") -> type[System]:

@@ -16,6 +16,7 @@ from recipe_lib.data.ingredients import IngredientClasses
 from recipe_lib.data.prepare import SHARD, StoreConfig, prepare
 from recipe_lib.data.recipe import DataError, Recipe
 from recipe_lib.data.store import Store
+from recipe_lib.data.text import tokenizer_from_vocabulary
 from recipe_lib.kitchen.model import KitchenConfig, cook
 
 PHOTO = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
@@ -90,6 +91,15 @@ def test_the_kitchens_labels_are_its_own_names(tiny_store):
     counts = Counter(n for r in kitchen.values() if r.split == "train" and len(r.images) for n in set(r.names))
     top = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:20]
     assert top == list(zip(tiny_store.classes.names, tiny_store.classes.counts, strict=True))
+
+
+def test_a_published_vocabulary_gives_the_ids(tmp_path):
+    words = ["<pad>", "<start>", "<end>", "onion", "1", "2-inch", "soup", "<unk>"]
+    tokenizer = tokenizer_from_vocabulary(dict(enumerate(words)))
+    recipes = [recipe(0, title="Soup", ingredients=["1 2-inch onion, cut"]), *EVAL]
+    card = prepare(recipes, tmp_path / "data", StoreConfig(32, 1, 1), tokenizer=tokenizer)
+    split = Store(tmp_path / "data").split("train")
+    assert card["vocabulary"] == 8 and split.words[:10].tolist() == [1, 6, 2, 1, 4, 5, 3, 7, 7, 2]
 
 
 def test_limits_and_empty_fields(tmp_path):

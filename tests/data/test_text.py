@@ -1,4 +1,5 @@
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,7 +7,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers.trainers import WordLevelTrainer
 
-from recipe_lib.data.text import END, MARKS, PAD, START, UNK, SentenceEncoder, word_tokenizer
+from recipe_lib.data.plain_pickle import read_plain_pickle
+from recipe_lib.data.recipe import DataError
+from recipe_lib.data.text import (
+    END,
+    MARKS,
+    PAD,
+    START,
+    UNK,
+    SentenceEncoder,
+    tokenizer_from_vocabulary,
+    word_tokenizer,
+)
+
+SHARED = Path(__file__).parents[3] / "shared" / "data" / "authors_layout"
 
 TEXTS = [
     "Boil 2 Eggs, then boil.",
@@ -53,3 +67,60 @@ def test_long_sentences_cost_what_is_kept():
     assert encode("boil " * 20_000) == [START] + 14 * [len(MARKS)], "14 words, and no end"
     assert encode("") == encode(" \n") == [START, END]
     assert np.asarray(encode("boil eggs")).ndim == 1
+
+
+def vocabulary(*words: str) -> dict[int, str]:
+    return dict(enumerate(["<pad>", "<start>", "<end>", *words, "<unk>"]))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Mix 1/2-inch (2 cm) cubes, 350.5 F.", "mix 1/2-inch ( 2 cm ) cubes , 350.5 f ."),
+        ('"Well"; say ("so")', "`` well '' ; say ( `` so '' )"),
+        ("don't it's cooks' you'll cannot gimme", "do n't it 's cooks ' you 'll can not gim me"),
+        ("1,000 a:b 3:4 8-oz. f... a--b 50% & 7.", "1,000 a : b 3:4 8-oz . f ... a -- b 50 % & 7 ."),
+        ("<start> half-and-half, and/or", "< start > half-and-half , and/or"),
+    ],
+)
+def test_words_of_a_published_vocabulary(text, words):
+    """By hand from the Treebank rules, which made it; the ids are its own, start and end around them."""
+    words = words.split()
+    kept = sorted(set(words) - {"cm"})
+    ids = {word: i for i, word in vocabulary(*kept).items()}
+    encode = SentenceEncoder(tokenizer_from_vocabulary(vocabulary(*kept)), 40)
+    assert encode(text) == [1, *(ids.get(word, ids["<unk>"]) for word in words), 2]
+    assert encode("") == [1, 2] and encode("gold") == [1, len(kept) + 3, 2]
+
+
+@pytest.mark.parametrize(
+    ("table", "reason"),
+    [
+        ({}, "must come first"),
+        ({0: "<pad>", 1: "<start>", 2: "<end>", 4: "<unk>"}, "must hold"),
+        (vocabulary("egg") | {3: ["egg"]}, "must hold"),
+        (vocabulary("egg", "egg"), "a word twice"),
+        (vocabulary("egg", "<pad>"), "a word twice"),
+        (vocabulary("egg") | {4: "ham"}, "4 is 'ham'; <pad>, <start>, <end> must come first and <unk> last"),
+        (dict(enumerate(MARKS)) | {3: "<end>", 2: "<unk>"}, "2 is '<unk>'"),
+    ],
+)
+def test_what_is_no_vocabulary(table, reason):
+    with pytest.raises(DataError, match=f"vocab_file: .*{reason}"):
+        tokenizer_from_vocabulary(table)
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared test data is not here")
+def test_the_shared_vocabulary_is_that_of_these_words():
+    """NLTK made it of the words seen three times in train.pkl; ours, counted there, are the same but for a few."""
+    published = read_plain_pickle(SHARED / "vocab.pkl")
+    tokenizer = tokenizer_from_vocabulary(published)
+    counts: Counter[str] = Counter()
+    for recipe in read_plain_pickle(SHARED / "train.pkl").values():
+        for text in (recipe["title"], *recipe["ingredients"], *recipe["instructions"]):
+            text = tokenizer.normalizer.normalize_str(text)
+            counts.update(word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text))
+    ours = {word for word, n in counts.items() if n >= 3}
+    theirs = set(published.values()) - set(MARKS)
+    assert len(ours & theirs) > 0.995 * len(ours | theirs)
+    assert tokenizer.get_vocab_size() == len(published) and tokenizer.token_to_id("<unk>") == len(published) - 1

@@ -276,6 +276,13 @@ def test_the_shared_empty_file(schema):
         ("frozen: [conv1, layr1]", "frozen 'layr1': the photo backbone has no such part; it has all, conv1"),
         ("frozen: [all]\nmethod: dar\ntext_tokens: clip", "frozen names parts of method ht"),
         ("augment: rand-7", "augment 'rand-7': not a RandAugment policy"),
+        ("epochs: 0", "epochs may be 0 only where weights_from names a checkpoint"),
+        ("vocab_file: vocab.pkl\ntext_tokens: clip\nmethod: dar", "vocab_file is for text_tokens words"),
+        (
+            "segments: 2\nsegment_backend: given\nmethod: dar\ntext_tokens: clip",
+            "segment_backend given is for the files",
+        ),
+        ("descriptions: true\ndescription_backend: given\nmethod: dar\ntext_tokens: clip", "backend given is for"),
     ],
 )
 def test_impossible_combinations_stop_before_the_start(tmp_path, lines, word):

@@ -70,7 +70,7 @@ def perturbed(model: nn.Module) -> nn.Module:
     generator = torch.Generator().manual_seed(7)
     for value in model.state_dict().values():
         if value.is_floating_point():
-            value += 0.1 * torch.rand(value.shape, generator=generator)
+            value += 0.02 * (torch.rand(value.shape, generator=generator) - 0.5)
     return model.eval()
 
 

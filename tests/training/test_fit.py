@@ -74,6 +74,17 @@ def test_learns_and_keeps_the_best_epoch(tiny_store, tiny_config, tmp_path):
     assert validate(fresh(tiny_config), tiny_store, CONFIG, tmp_path) != again
 
 
+def test_without_an_epoch_the_system_is_left_as_it_is(tiny_store, tiny_config, tmp_path):
+    system = fresh(tiny_config)
+    before = {k: v.clone() for k, v in system.state_dict().items()}
+    history = train(system, tiny_store, replace(CONFIG, epochs=0), tmp_path)
+    saved = load_system(tmp_path).state_dict()
+    assert saved.keys() == before.keys() and all(torch.equal(saved[k], v) for k, v in before.items())
+    trained = train(fresh(tiny_config), tiny_store, replace(CONFIG, epochs=1), tmp_path / "trained")
+    kept = pd.read_csv(tmp_path / "history.csv")
+    assert set(history.columns) == set(kept.columns) == set(trained.columns) and len(history) == len(kept) == 0
+
+
 def test_same_seed_same_numbers_another_seed_others(tiny_store, tiny_config, tmp_path):
     for name, seed in (("a", 5), ("b", 5), ("c", 6)):
         train(fresh(tiny_config), tiny_store, replace(CONFIG, epochs=2, seed=seed), tmp_path / name)
