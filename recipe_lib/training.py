@@ -5,6 +5,7 @@ On several devices every process runs `fit`, the one loop there is; `distributed
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import logging
@@ -274,7 +275,9 @@ def train(
 def _finished(system: RetrievalSystem, folder: Path) -> pd.DataFrame:
     """The history that a finished training left, digit for digit; its weights go into the system."""
     system.load_state_dict(load_file(folder / "model.safetensors"))
-    return pd.read_csv(folder / "history.csv", float_precision="round_trip")
+    with open(folder / "history.csv", newline="", encoding="utf-8") as file:  # pandas' own reading rounds
+        rows = [{name: float(value or "nan") for name, value in row.items()} for row in csv.DictReader(file)]
+    return pd.DataFrame(rows).astype({"epoch": int})
 
 
 def fit_job(job: Path) -> None:
