@@ -238,6 +238,7 @@ def clear(folder: Path, stage: str, since: float) -> None:
         if path.stat().st_mtime < since:
             path.unlink()
     _drop_empty(folder / stage)
+    _drop_empty(folder / ASIDE)
 
 
 def wipe(folder: Path, stage: str, record: dict | None) -> None:

@@ -5,6 +5,7 @@ On several devices every process runs `fit`, the one loop there is; `distributed
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import logging
@@ -369,7 +370,10 @@ def train(
 def _finished(system: System, folder: Path) -> pd.DataFrame:
     """The history that a finished training left, digit for digit; its weights go into the system."""
     system.load_state_dict(saved_state(folder))
-    return pd.read_csv(folder / "history.csv", float_precision="round_trip")
+    with open(folder / "history.csv", newline="", encoding="utf-8") as file:  # pandas' own reading rounds
+        table = csv.DictReader(file)
+        rows = [{name: float(value or "nan") for name, value in row.items()} for row in table]
+    return pd.DataFrame(rows, columns=table.fieldnames, dtype=float).astype({"epoch": int})
 
 
 def _as_it_is(system: System, folder: Path) -> pd.DataFrame:
