@@ -298,7 +298,8 @@ def near_duplicate_pairs(ids: Sequence[str], near_duplicates: Sequence[str]) -> 
         near_duplicates: (N,) the id of each recipe's near-duplicate, or any other text.
     """
     row = {id_: i for i, id_ in enumerate(ids)}
-    return np.array([(i, row[other]) for i, other in enumerate(near_duplicates) if other in row]).reshape(-1, 2)
+    pairs = [(i, row[other]) for i, other in enumerate(near_duplicates) if other in row]
+    return np.array(pairs, np.int64).reshape(-1, 2)
 
 
 def near_duplicate_accuracy(images: Tensor, recipes: Tensor, pairs: np.ndarray) -> float | None:

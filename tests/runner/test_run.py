@@ -194,7 +194,7 @@ def test_studies_and_outputs_are_apart(tiny_study, tmp_path, monkeypatch, capsys
     assert main(["params/kitchen.yaml", "-p", "mark", "o", *outputs, "../params/other.yaml"]) == 0
     assert "study other: 3 notebooks -> ../../else where/other\n" in capsys.readouterr().out
     text = (tmp_path / "else where/other/results.csv").read_text()
-    assert text.endswith("3 Falseo,1.5\n") and not (tiny_study / "outputs").exists()
+    assert "3 Falseo,baseline" in text and not (tiny_study / "outputs").exists()
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_studies_and_outputs_are_apart(tiny_study, tmp_path, monkeypatch, capsys
         ("evaluation/plots.py", "COLOURS = {", "COLOURS = {'new': 'red', ", "04 05"),
         ("evaluation/plots.py", '"""', '"""Edited. ', ""),
         ("losses/triplet.py", "    return ", "    return 2 * ", "02 04 training"),
-        ("losses/triplet.py", "    return ", "    # the loss\n    return ", ""),
+        ("losses/triplet.py", "    similarity = ", "    # the loss\n    similarity = ", ""),
         ("runner/stages.py", "def ", "def edited():\n    return 1\n\n\ndef ", ""),
         ("kitchen/looks.py", "import numpy as np", "import numpy as np\n\nprint(1)", "01"),
     ],

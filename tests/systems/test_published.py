@@ -121,7 +121,7 @@ def compare_recipes(system, theirs, sentence):
         for b in NAMES:
             if a != b:
                 losses.append(triplet_loss(raw[a], theirs.projector_recipes[b][a](raw[b]), margin=0.3))
-    ours = system.self_supervised_loss(found, lambda a, b: triplet_loss(a, b, margin=0.3))
+    ours = system.self_supervised_loss(found.components, lambda a, b: triplet_loss(a, b, margin=0.3))
     torch.testing.assert_close(ours, torch.stack(losses).mean(), rtol=1e-4, atol=1e-5)
 
 
@@ -355,7 +355,7 @@ def test_dar(tmp_path, monkeypatch):
     said = load_published(system, save(theirs, tmp_path / "dar.ckpt"))
     assert said.kind == "DAR" and not said.absent and not [n for n in said.left_over if "position_ids" not in n]
     system.eval()
-    monkeypatch.setattr("tests.test_published.RECIPES", [
+    monkeypatch.setattr("tests.systems.test_published.RECIPES", [
         ([49406, 5, 49407], [[49406, 7, 8, 49407], [49406, 9, 49407]], [[49406, 4, 49407]]),
         ([49406, 6, 6, 49407], [[49406, 11, 49407]], [[49406, 12, 13, 49407], [49406, 49407]]),
     ])  # fmt: skip

@@ -39,7 +39,7 @@ CONFIG = TrainingConfig(epochs=2, batch_size=32, crop_size=64, learning_rate=5e-
 TRAIN = """
 import json, sys
 from pathlib import Path
-from tests.test_distributed import fresh
+from tests.training.test_distributed import fresh
 from recipe_lib.data.store import Store
 from recipe_lib.training.fit import TrainingConfig, train
 
@@ -105,7 +105,7 @@ def steps(folder: Path, out: Path) -> None:
 
 def test_gathered_loss_and_gradients_are_those_of_one_process(tiny_store, tmp_path):
     steps(tiny_store.folder, tmp_path)
-    command = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "tests.test_distributed"]
+    command = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "tests.training.test_distributed"]
     arguments = [str(tiny_store.folder), str(tmp_path)]
     done = subprocess.run([sys.executable, "-m", *command, *arguments], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
