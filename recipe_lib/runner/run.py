@@ -20,7 +20,7 @@ command. Results: outputs/<study>/ with the executed notebooks,
 a folder per stage, results.csv, metrics.json, manifest.json and report.html.
 
 also:
-  ./run_all.sh test [pytest arguments]   ruff, then the tests
+  ./run_all.sh test [pytest arguments]   ruff, the layers contract, then the tests
   ./run_all.sh bench [names]             speed and memory against the released code's ways
   ./run_all.sh lab [jupyter arguments]   JupyterLab on the notebooks
   papermill --help-notebook notebooks/02_baseline_training.ipynb   the parameters of one notebook
