@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -142,3 +142,31 @@ def corruption_curve(
         ax.axhline(value, ls="--", lw=1, color=_colour(name), label=name)
     ax.set(xlabel="share of true labels swapped for wrong ones", ylim=(0, 1.02))
     ax.legend(fontsize=8, frameon=False)
+
+
+def causal_graph(ax: Axes, places: Mapping[str, tuple[float, float]], arrows: Sequence[tuple[str, str]], *,
+                 backdoor: Sequence[tuple[str, str]] = (), title: str = "") -> None:  # fmt: skip
+    """A causal graph: a box per variable at its place in the unit square; arrows of the backdoor path are red."""
+    boxes = {
+        name: ax.text(
+            *place, name, ha="center", va="center", fontsize=9, bbox={"boxstyle": "round,pad=0.4", "fc": "#f5f5f5"}
+        )
+        for name, place in places.items()
+    }
+    for start, end in arrows:
+        ax.annotate(
+            "",
+            xy=places[end],
+            xytext=places[start],
+            arrowprops={
+                "arrowstyle": "-|>",
+                "lw": 1.6,
+                "color": COLOURS["debiased"] if (start, end) in backdoor else "#444444",
+                "patchA": boxes[start].get_bbox_patch(),
+                "patchB": boxes[end].get_bbox_patch(),
+                "shrinkA": 2,
+                "shrinkB": 2,
+            },
+        )
+    ax.set(xlim=(-0.15, 1.15), ylim=(-0.15, 1.15), title=title)
+    ax.axis("off")
