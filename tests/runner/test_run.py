@@ -12,9 +12,12 @@ import sys
 from pathlib import Path
 
 import nbformat
+import papermill
 import psutil
 import pytest
 from nbclient import NotebookClient
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook, parameterize_path
 
 from recipe_lib.reachable import Reach, Sources
 from recipe_lib.runner import fingerprint, stages
@@ -42,6 +45,23 @@ def start(root: Path, *arguments: str, **options) -> subprocess.Popen:
     command = [sys.executable, "-m", "recipe_lib.runner.run", *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, env=env, cwd=root, **pipes, **options)
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Cells run in this process: for what the runner decides, which needs no kernel's seconds."""
+
+    def execute(source, output, parameters, **_):
+        notebook = parameterize_notebook(load_notebook_node(parameterize_path(source, {})), parameters)
+        names = {}
+        try:
+            for cell in notebook.cells:
+                exec(cell.source, names)
+        except Exception as error:
+            raise papermill.PapermillExecutionError(0, 1, cell.source, type(error).__name__, str(error), []) from error
+        return notebook
+
+    monkeypatch.setattr(papermill, "execute_notebook", execute)
 
 
 def inputs(root: Path, values: dict) -> dict[str, str]:
@@ -89,7 +109,7 @@ def test_a_run_leaves_notebooks_results_manifest_and_report(tiny_study, capsys):
     assert "environment" not in written, "a stage may have run with other versions than the one before"
 
 
-def test_a_second_run_skips_all_and_a_change_runs_what_depends_on_it(tiny_study, capsys):
+def test_a_second_run_skips_all_and_a_change_runs_what_depends_on_it(tiny_study, in_process, capsys):
     main([])
     ran(tiny_study)
     capsys.readouterr()
@@ -113,7 +133,7 @@ def test_a_second_run_skips_all_and_a_change_runs_what_depends_on_it(tiny_study,
     assert main(["-p", "mark", "x"]) == 0 and ran(tiny_study) == ["03_score"]
 
 
-def test_source_data_counts_by_name_size_and_time(tiny_study):
+def test_source_data_counts_by_name_size_and_time(tiny_study, in_process):
     source = tiny_study / "own"
     source.mkdir()
     (source / "a.txt").write_text("1")
@@ -159,7 +179,7 @@ def test_what_is_read_of_other_studies_counts(tiny_study, monkeypatch):
 # ---- parts of a run ----
 
 
-def test_only_from_and_fresh(tiny_study, capsys):
+def test_only_from_and_fresh(tiny_study, in_process, capsys):
     assert main(["--only", "02"]) == 1
     assert capsys.readouterr().err == "error: --only 02: 01_prepare not run yet; use --from 01 instead\n"
     main([])
@@ -186,7 +206,7 @@ def test_only_from_and_fresh(tiny_study, capsys):
     assert not (tiny_study / "outputs/kitchen/02_train/more.txt").exists()
 
 
-def test_studies_and_outputs_are_apart(tiny_study, tmp_path, monkeypatch, capsys):
+def test_studies_and_outputs_are_apart(tiny_study, in_process, tmp_path, monkeypatch, capsys):
     """From another folder, with several files before and after an option, and outputs elsewhere."""
     (tiny_study / "params/other.yaml").write_text("study: other\nmark: m\n")
     monkeypatch.chdir(tiny_study / "notebooks")
@@ -250,7 +270,7 @@ def test_the_kernel_keeps_the_users_threads_and_says_nothing_of_widgets(monkeypa
 # ---- what is replaced ----
 
 
-def test_what_is_replaced_stands_aside_until_the_new_run_is_finished(tiny_study):
+def test_what_is_replaced_stands_aside_until_the_new_run_is_finished(tiny_study, in_process):
     main([])
     folder, aside = tiny_study / "outputs/kitchen", tiny_study / "outputs/kitchen/.previous/03_score"
     finished = (folder / "results.csv").read_text()
