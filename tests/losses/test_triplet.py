@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from recipe_lib.losses import triplet_loss
+from recipe_lib.losses.triplet import MINING
 
 
 def naive(a, b, margin):
@@ -14,6 +15,51 @@ def naive(a, b, margin):
                 total += max(0.0, float(margin + F.cosine_similarity(a[i], b[j], dim=0) - own))
                 total += max(0.0, float(margin + F.cosine_similarity(a[j], b[i], dim=0) - own))
     return total / len(a) ** 2
+
+
+def mined(a, b, margin, mining):
+    """ "hardest" and "non_zero" by loops over the hinges of each direction, as tensors with gradients."""
+    size, cos, zero = len(a), lambda i, j: F.cosine_similarity(a[i], b[j], dim=0), a.sum() * 0
+    total = zero
+    for own_side in (cos, lambda i, j: cos(j, i)):  # a -> b, b -> a
+        ways = [
+            [(margin + own_side(i, j) - own_side(i, i)).clamp(min=0) for j in range(size) if j != i]
+            for i in range(size)
+        ]
+        if mining == "hardest":
+            total = total + sum((max(hinges, default=zero) for hinges in ways), zero) / size
+        else:
+            positive = [hinge for hinges in ways for hinge in hinges if hinge > 0]
+            total = total + sum(positive, zero) / max(len(positive), 1)
+    return total
+
+
+@pytest.mark.parametrize("mining", ["hardest", "non_zero"])
+@pytest.mark.parametrize("margin", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("size", [1, 2, 7])
+def test_mining_equals_loops_with_gradients(size, margin, mining):
+    sides = torch.randn(2, size, 5, generator=torch.Generator().manual_seed(size))
+    a, b = (side.clone().requires_grad_() for side in sides)
+    expected, found = mined(a, b, margin, mining), triplet_loss(a, b, margin, mining)
+    assert float(found.detach()) == pytest.approx(float(expected.detach()), abs=1e-5)
+    if size == 1:
+        assert float(found.detach()) == 0
+    for ours, naively in zip(*(torch.autograd.grad(loss, (a, b)) for loss in (found, expected)), strict=True):
+        torch.testing.assert_close(ours, naively, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("mining", MINING)
+def test_a_solved_batch_costs_nothing_and_moves_nothing(mining):
+    a = torch.eye(4).requires_grad_()
+    loss = triplet_loss(a, torch.eye(4), 0.3, mining)
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(0, abs=1e-6)
+    assert torch.equal(a.grad, torch.zeros(4, 4))
+
+
+def test_an_unknown_mining_names_those_there_are():
+    with pytest.raises(ValueError, match="mining 'semihard': choose all, hardest, non_zero"):
+        triplet_loss(torch.eye(2), torch.eye(2), mining="semihard")
 
 
 @pytest.mark.parametrize("margin", [0.0, 0.3, 1.0])

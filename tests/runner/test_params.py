@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from recipe_lib.causal.debiasing import VARIANTS
 from recipe_lib.runner.params import ParamsError, declared, load
 from tests.conftest import write_notebook
 
@@ -89,6 +90,9 @@ def test_declared_reads_type_default_constraint_and_help(schema):
         ("a: list[int] = [1, 'b']  # x", "is not a list"),
         ("a: int = 2 + 2  # x", "is not a literal"),
         ("a: str = 'b'  # x [bytes]", "the bracket that ends the comment"),
+        ("a: str = 'b'  # x [causal.debiasing.NO_SUCH]", "a: recipe_lib has no causal.debiasing.NO_SUCH"),
+        ("a: str = 'b'  # x [no.such.ROOM]", "a: recipe_lib has no no.such.ROOM"),
+        ("a: str = 'b'  # x [causal.debiasing.VARIANTS]", "a: the default 'b' is not in [causal.debiasing.VARIANTS]"),
         ("a: int = (", "parameters cell cannot be read"),
     ],
 )
@@ -97,6 +101,15 @@ def test_a_wrong_declaration_is_named(tmp_path, line, said):
     with pytest.raises(ParamsError) as error:
         declared([tmp_path / "01_a.ipynb"])
     assert said in str(error.value) and "01_a.ipynb" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_table_of_the_library_holds_the_choices(tmp_path):
+    write_notebook(tmp_path / "01_a.ipynb", "v: list[str] = ['soft']  # trained [causal.debiasing.VARIANTS]")
+    schema = declared([tmp_path / "01_a.ipynb"])
+    assert schema["v"].constraint == "[causal.debiasing.VARIANTS]"
+    assert load_text(tmp_path, schema, f"v: [{', '.join(VARIANTS)}]")["v"] == list(VARIANTS)
+    with pytest.raises(ParamsError, match=r"x.yaml:1: v: 'sfot' is not in \[causal.debiasing.VARIANTS\]"):
+        load_text(tmp_path, schema, "v: [soft, sfot]")
 
 
 @pytest.mark.parametrize("line", ["k: float = 1  # x", "k: int = 2  # x", "k: int = 1  # x [0..]"])

@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from recipe_lib import previous
 from recipe_lib.causal.debiasing import VARIANTS
 from recipe_lib.data.loading import Draw, StudyDataset
 from recipe_lib.evaluation.scores import encode
-from recipe_lib.losses import circle_loss
+from recipe_lib.losses import circle_loss, triplet_loss
 from recipe_lib.retrieval.metrics import evaluate
 from recipe_lib.systems.attach import attach
 from recipe_lib.systems.base import Step, parameter_table
@@ -26,7 +27,15 @@ from recipe_lib.systems.ht import HT
 from recipe_lib.systems.registry import build
 from recipe_lib.systems.saving import load_system
 from recipe_lib.training import fit as training
-from recipe_lib.training.fit import TrainingConfig, best_epoch, learning_rate, pair_loss, train, validate
+from recipe_lib.training.fit import (
+    TrainingConfig,
+    best_epoch,
+    learning_rate,
+    load_training,
+    pair_loss,
+    train,
+    validate,
+)
 
 CONFIG = TrainingConfig(
     epochs=3, batch_size=32, crop_size=48, optimizer="adamw", learning_rate=2e-3, lr_schedule="cosine", seed=5
@@ -73,6 +82,7 @@ def test_learns_and_keeps_the_best_epoch(tiny_store, tiny_config, tmp_path):
     again = validate(loaded, tiny_store, CONFIG, tmp_path)
     assert again == {name: pytest.approx(best[name]) for name in again} and "val_r2i_medr" in again
     assert validate(fresh(tiny_config), tiny_store, CONFIG, tmp_path) != again
+    assert load_training(tmp_path) == replace(CONFIG, epochs=8)
 
 
 def test_without_an_epoch_the_system_is_left_as_it_is(tiny_store, tiny_config, tmp_path):
@@ -93,26 +103,35 @@ def test_same_seed_same_numbers_another_seed_others(tiny_store, tiny_config, tmp
     assert not without_time(tmp_path / "a").equals(without_time(tmp_path / "c"))
 
 
-def test_kill_9_and_resume_end_with_the_same_numbers(tiny_store, tiny_config, tmp_path):
-    training = {**vars(CONFIG), "epochs": 4}
-
-    def command(out):
-        data = [str(tiny_store.folder), json.dumps(tiny_config.to_dict()), json.dumps(training), str(tmp_path / out)]
-        return [sys.executable, "-u", "-c", SCRIPT, *data]
-
-    subprocess.run(command("whole"), check=True, capture_output=True)
-    killed = subprocess.Popen(command("killed"), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    for line in killed.stdout:
-        if line.startswith("epoch   2"):
-            os.kill(killed.pid, signal.SIGKILL)
+def killed_after(epoch, store, config, training, folder):
+    """Train in a process of its own that is killed with -9 when it has said that an epoch is done."""
+    values = [str(store.folder), json.dumps(config.to_dict()), json.dumps(asdict(training)), str(folder)]
+    command = [sys.executable, "-u", "-c", SCRIPT, *values]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    for line in process.stdout:
+        if line.startswith(f"epoch {epoch:>3}"):
+            os.kill(process.pid, signal.SIGKILL)
             break
-    assert killed.wait() == -signal.SIGKILL
-    assert not (tmp_path / "killed/model.safetensors").exists(), "nothing that looks finished"
-    again = subprocess.run(command("killed"), check=True, capture_output=True, text=True)
-    assert "resuming" in again.stdout and "epoch   1" not in again.stdout
-    assert without_time(tmp_path / "whole").equals(without_time(tmp_path / "killed"))
-    whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
-    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert not (folder / "model.safetensors").exists(), "nothing that looks finished"
+
+
+def test_kill_9_and_resume_end_with_the_same_numbers(tiny_store, tiny_config, tmp_path, capsys):
+    """With other worker processes too: they change no number."""
+    config = replace(CONFIG, epochs=4)
+    killed_after(2, tiny_store, tiny_config, config, tmp_path / "killed")
+    shutil.copytree(tmp_path / "killed", tmp_path / "with workers")
+    train(fresh(tiny_config), tiny_store, config, tmp_path / "whole")
+    capsys.readouterr()
+    whole = load_file(tmp_path / "whole/model.safetensors")
+    for name, workers in (("killed", 0), ("with workers", 2)):
+        train(fresh(tiny_config), tiny_store, replace(config, num_workers=workers), tmp_path / name)
+        said = capsys.readouterr().out
+        assert "resuming" in said and "epoch   1" not in said and "epoch   4" in said
+        assert without_time(tmp_path / "whole").equals(without_time(tmp_path / name))
+        resumed = load_file(tmp_path / name / "model.safetensors")
+        assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
 
 def test_a_checkpoint_of_other_parameters_is_not_taken_up(tiny_store, tiny_config, tmp_path, capsys):
@@ -232,6 +251,28 @@ def test_a_large_validation_split_is_scored_in_ten_bags(tiny_store, tiny_config,
         assert bag["recall_10"] == 1 > all_of_it["recall_10"]
 
 
+def test_the_margin_grows_by_whole_epochs_up_to_its_value():
+    steps = replace(CONFIG, margin=0.3, margin_start=0.05, margin_step=0.1)
+    epochs = (0, 0.99, 1, 2.5, 3, 100)
+    assert [steps.margin_at(epoch) for epoch in epochs] == pytest.approx([0.05, 0.05, 0.15, 0.25, 0.3, 0.3])
+    assert [CONFIG.margin_at(epoch) for epoch in (0, 50)] == [0.3, 0.3], "without a step it stands still"
+    a, b = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(pair_loss(steps, 1.5)(a, b), triplet_loss(a, b, margin=steps.margin_at(1.5)))
+
+
+def test_a_config_is_gathered_from_parameters_by_name_and_survives_its_file(tmp_path):
+    parameters = {"epochs": 7, "mining": "non_zero", "classifier_weight": 0.5, "segment_weight": 2, "study": "kitchen"}
+    parameters |= {"debias_epochs": 3, "debias_optimizer": "adamw", "name_weight": "text"}
+    config = TrainingConfig.gather(parameters, seed=9, epochs=8)
+    weights = {"classifier": 0.5, "segment": 2.0}
+    assert config == TrainingConfig(epochs=8, mining="non_zero", seed=9, weights=weights), "facts win"
+    debias = config.regather(parameters | {"z_weight": 0.1}, "debias_", seed=10)
+    assert debias == replace(config, epochs=3, optimizer="adamw", seed=10, weights=weights | {"z": 0.1})
+    assert debias.weight("z") == 0.1 and debias.weight("retrieval") == 1
+    (tmp_path / "training.json").write_text(json.dumps(asdict(debias)))
+    assert load_training(tmp_path) == debias
+
+
 def test_learning_rate_schedules():
     step = replace(CONFIG, lr_schedule="step", learning_rate=1.0, lr_step_epochs=30)
     assert [learning_rate(step, t) for t in (0, 29.9, 30, 60)] == pytest.approx([1, 1, 0.1, 0.01])
@@ -278,26 +319,16 @@ def test_training_stops_out_of_patience_and_a_killed_one_stops_there_too(tiny_st
     history = train(fresh(tiny_config), tiny_store, config, tmp_path / "whole")
     best = best_epoch(history["val_r2i_medr"], "r2i_medr")
     assert len(history) == best + 1 + 3 < 40
-    script = [sys.executable, "-c", SCRIPT, str(tiny_store.folder), json.dumps(tiny_config.to_dict())]
-    for stop in (len(history) - 2, len(history)):  # in the middle, and after the last checkpoint
-        folder = tmp_path / f"killed {stop}"
-        process = subprocess.Popen(
-            [*script, json.dumps(asdict(config)), str(folder)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        for line in process.stdout:
-            if line.startswith(f"epoch {stop:>3}"):
-                process.kill()
-                break
-        process.wait()
-        if (folder / "model.safetensors").exists():  # it was faster than the kill
-            (folder / "model.safetensors").unlink()
+    killed_after(len(history) - 2, tiny_store, tiny_config, config, tmp_path / "in the middle")
+    # After the last checkpoint, before anything that looks finished.
+    shutil.copytree(tmp_path / "whole", tmp_path / "at the end")
+    for name in ("model.safetensors", "history.csv"):
+        (tmp_path / "at the end" / name).unlink()
+    whole = load_file(tmp_path / "whole/model.safetensors")
+    for name in ("in the middle", "at the end"):
         system = fresh(tiny_config)
-        again = train(system, tiny_store, config, folder)
+        again = train(system, tiny_store, config, tmp_path / name)
         pd.testing.assert_frame_equal(again.drop(columns="seconds"), history.drop(columns="seconds"))
-        whole = load_file(tmp_path / "whole/model.safetensors")
         assert all(torch.equal(whole[name], value) for name, value in system.state_dict().items())
 
 
@@ -399,13 +430,6 @@ def test_towers_learn_to_pair_photos_with_captions(clip_store, clip_config, tmp_
 
 def test_a_killed_training_of_clip_goes_on(clip_store, clip_config, tmp_path):
     whole = train(fresh(clip_config), clip_store, CLIP, tmp_path / "whole")
-    script = [sys.executable, "-c", SCRIPT, str(clip_store.folder), json.dumps(clip_config.to_dict())]
-    command = [*script, json.dumps(asdict(CLIP)), str(tmp_path / "killed")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    for line in process.stdout:
-        if line.startswith("epoch   2"):
-            process.kill()
-    process.wait()
-    assert not (tmp_path / "killed/model.safetensors").is_file()
+    killed_after(2, clip_store, clip_config, CLIP, tmp_path / "killed")
     again = train(fresh(clip_config), clip_store, CLIP, tmp_path / "killed")
     pd.testing.assert_frame_equal(again.drop(columns="seconds"), whole.drop(columns="seconds"))
