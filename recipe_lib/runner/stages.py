@@ -26,6 +26,14 @@ from recipe_lib.runner.params import Parameter
 from recipe_lib.runner.report import write_report
 
 
+def systems_imported(values: Mapping) -> dict[str, set[str]]:
+    """Which files of recipe_lib/systems a study imports by name, as `Reach` wants them; all where it cannot be told."""
+    if values.get("distances_from") or "method" not in values:
+        return {}
+    bare = {"captions", "zero_shot"} if values["method"] == "dar" else set()
+    return {"recipe_lib.systems": {values["method"], *bare}}
+
+
 def stage_notebooks(root: Path) -> list[Path]:
     """The stages in order: notebooks/NN_name.ipynb."""
     found = sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
@@ -152,7 +160,8 @@ class Runner:
                     self.folder, record.get("artefacts", ()), record.get("contents", {})
                 )
                 earlier |= {name: state[-1] for name, state in record["contents"].items()}
-        reach = fingerprint.reached(path, Sources(Path(fingerprint.__file__).parents[1]))
+        sources = Sources(Path(fingerprint.__file__).parents[1])
+        reach = fingerprint.reached(path, sources, systems_imported(self.values))
         inputs = fingerprint.stage_inputs(path, self._values_of(path.stem), earlier, reach)
         self.inputs[path.stem], self.packages[path.stem] = inputs, reach.packages
         return fingerprint.why_run(self.folder, path.stem, records.get(path.stem), inputs)
