@@ -264,8 +264,8 @@ def _photos(shard: Path, first_only: bool) -> Iterator[bytes]:
 def _segment(photos: list[bytes], n: int, size: int, find: Callable, rank: Rank | None) -> bytes:
     """A line of JSON with the bytes of each photo's segments, then the segments."""
     decoded = [np.asarray(decode_jpeg(photo)) if photo else None for photo in photos]
-    found = iter(find([pixels for pixels in decoded if pixels is not None], n=n, rank=rank))
-    rows = [[] if p is None else [to_jpeg(cut(p, segment, size), size) for segment in next(found)] for p in decoded]
+    segments = iter(find([pixels for pixels in decoded if pixels is not None], n=n, rank=rank))
+    rows = [[] if p is None else [to_jpeg(cut(p, segment, size), size) for segment in next(segments)] for p in decoded]
     return _chunk(rows, [])
 
 
@@ -281,8 +281,8 @@ def _pictures(shard: Path, first_only: bool) -> list[tuple[str, list[Path]]]:
     for photos, root, folders in zip(sizes, _given(shard, "segment_root"), _given(shard, "segments"), strict=True):
         for which in range(len(photos)):
             folder = Path(root, folders[which]) if folders and not (first_only and which) else None
-            found = folder.iterdir() if folder and folder.is_dir() else ()
-            listed.append((root or "", sorted(path for path in found if path.suffix.lower() in PICTURES)))
+            files = folder.iterdir() if folder and folder.is_dir() else ()
+            listed.append((root or "", sorted(path for path in files if path.suffix.lower() in PICTURES)))
     return listed
 
 

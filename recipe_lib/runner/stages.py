@@ -28,10 +28,10 @@ from recipe_lib.runner.report import write_report
 
 def stage_notebooks(root: Path) -> list[Path]:
     """The stages in order: notebooks/NN_name.ipynb."""
-    found = sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-    if not found:
+    notebooks = sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    if not notebooks:
         raise RunError(f"{root / 'notebooks'}: no notebook named NN_name.ipynb")
-    return found
+    return notebooks
 
 
 def position(stages: list[Path], wanted: str) -> int:
