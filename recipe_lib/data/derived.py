@@ -1,7 +1,7 @@
 """What stands beside the prepared recipes and photos: imagined descriptions, and segments of photos (DAR).
 
-    <folder>/<split>/00000.descriptions.parquet   text, where it comes from and CLIP's token ids, a row a recipe
-    <folder>/<split>/00000.segments.parquet       bytes of each segment, a row a photo
+    <folder>/<split>/00000.descriptions.parquet   text, where it comes from and CLIP's token ids, a row per recipe
+    <folder>/<split>/00000.segments.parquet       bytes of each segment, a row per photo
     <folder>/<split>/00000.segments.jpegs         the segments, one after the other
 
 Both may be given by the source, as DAR's authors' are. Both are made shard by shard for a store that is complete, and
@@ -52,7 +52,7 @@ def add_descriptions(
         describer: a language model; None: the rules of `cues`, over all cores.
         cache: JSON lines that keep the answers of language models; of no use to the rules.
         given: the descriptions that the source brings, and the rules for recipes without one, in place of `describer`.
-        workers: processes; 0: one a core.
+        workers: processes; 0: one per core.
 
     Returns:
         The data card, with how many descriptions come from each source.
@@ -99,7 +99,7 @@ def add_segments(
             none. What cannot be read or lies outside the source is left out and named in the card.
         sam: a SAM; None: superpixels, over all cores where there is no `rank`.
         rank: scores crops in place of the rule; see `segments`.
-        workers: processes; 0: one a core.
+        workers: processes; 0: one per core.
 
     Returns:
         The data card, with how many segments there are and how many photos have none.

@@ -35,7 +35,7 @@ from recipe_lib.paths import atomic_write_text
 from recipe_lib.reachable import code_digest
 
 GIVEN = pa.schema([("description", pa.string()), ("segment_root", pa.string()), ("segments", pa.list_(pa.string()))])
-SHARD = 2048  # recipes of the source a shard; they may go to several splits
+SHARD = 2048  # recipes of the source per shard; they may go to several splits
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def prepare(
         config: sizes and limits.
         classes: a table of ingredient classes to use in place of the most frequent names.
         tokenizer: one to use in place of that of the paired training recipes' words.
-        workers: processes; 0: one a core. The store does not depend on it.
+        workers: processes; 0: one per core. The store does not depend on it.
 
     Raises:
         DataError: a duplicate id, a split without pairs (train, val, test), fewer ingredients than classes, a table of

@@ -110,7 +110,7 @@ class SamSegmenter:
     Args:
         model: name on the Hugging Face hub, such as "facebook/sam-vit-base", or a local folder; safetensors only.
         device, dtype: of the model, such as "cuda" and "float16".
-        points: points a side of the grid that masks are grown from.
+        points: points per side of the grid that masks are grown from.
         batch_size: points at a time.
         options: further arguments of the transformers pipeline "mask-generation", such as pred_iou_thresh.
 

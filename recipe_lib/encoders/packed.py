@@ -138,7 +138,7 @@ def _attend(attention: nn.MultiheadAttention, x: Tensor, blocks: Sequence[Block]
 
 
 def _dropout(x: Tensor, module: nn.Dropout) -> Tensor:
-    """`module(x)`; on a CPU from 16 random bits an entry: torch draws 32 of them, entry by entry, on one core."""
+    """`module(x)`; on a CPU from 16 random bits per entry: torch draws 32 of them, entry by entry, on one core."""
     if x.device.type != "cpu" or not module.training or not module.p:
         return module(x)
     dropped = round(module.p * 2**16)

@@ -165,7 +165,7 @@ def _camera(rng: np.random.Generator, n: int, noise: float) -> np.ndarray:
 
 
 def _pixels(patch: int, over: int) -> tuple[np.ndarray, np.ndarray]:
-    """x and y, in pixels from the middle of a patch, of over x over samples a pixel."""
+    """x and y, in pixels from the middle of a patch, of over x over samples per pixel."""
     line = (np.arange(patch * over, dtype=np.float32) + 0.5) / over - patch / 2
     return np.meshgrid(line, line)
 

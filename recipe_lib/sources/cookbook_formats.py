@@ -1,6 +1,6 @@
 """The four file formats of a cookbook folder: each reader turns one file into raw fields, which `cookbook` then judges.
 
-A reader yields (line number or None, fields) a recipe. `fields` is a dict of id, title, ingredients, instructions and
+A reader yields (line number or None, fields) per recipe. `fields` is a dict of id, title, ingredients, instructions and
 images as the file has them, of any type, or a text that says why there is none. A file that cannot be parsed at all is
 a `DataError` with file and line; of JSON lines each stands for itself.
 """
@@ -37,7 +37,7 @@ _TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
 
 
 def read_json_lines(path: Path) -> Iterator[Fields]:
-    """One object a line."""
+    """One object per line."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if line.strip():

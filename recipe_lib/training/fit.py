@@ -1,4 +1,4 @@
-"""Training by Lightning: one checkpoint file an epoch, resume with the same numbers, best weights by validation score.
+"""Training by Lightning: one checkpoint file per epoch, resume with the same numbers, best weights by validation score.
 
 On several devices every process runs `fit`, the one loop there is; `distributed` starts them and `train` waits.
 """
@@ -167,7 +167,7 @@ def learning_rate(config: TrainingConfig, done: float, scores: Sequence[float] =
 class TrainingTask(L.LightningModule):
     """Turns of a system's players, their optimizers, and validation.
 
-    One player: one backward pass a step. Several, as in a game: each in its turn, with the others' parameters held
+    One player: one backward pass per step. Several, as in a game: each in its turn, with the others' parameters held
     fixed, so that no gradient of one reaches another.
 
     Args:
@@ -328,7 +328,7 @@ def train(
         kept: folder of what several trainings share: features of segments, by `segment_features`; default: `folder`.
 
     Returns:
-        history, a row an epoch.
+        history, a row per epoch.
 
     Raises:
         RuntimeError: a process on one of several devices failed.
@@ -409,7 +409,7 @@ def fit(
         system = convert_sync_batchnorm(system).train()  # what is frozen goes back to evaluation mode
     checkpoint = EpochCheckpoint(folder / "last.ckpt", config)
     task = TrainingTask(system, config, checkpoint.scores)
-    # The notebook prints one line an epoch; Lightning's banners would drown it.
+    # The notebook prints one line per epoch; Lightning's banners would drown it.
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     trainer = make_trainer(config, folder, [checkpoint])
     with warnings.catch_warnings():
@@ -488,7 +488,7 @@ def _loaders(
     texts = len(text) if text else 0
     batches = PairedBatches(len(pairs), config.batch_size, text_only=texts, seed=config.seed, **share)
     if not len(batches):
-        raise ValueError(f"{len(pairs)} training pairs: a batch needs two to hold a negative, and one a device")
+        raise ValueError(f"{len(pairs)} training pairs: a batch needs two to hold a negative, and one per device")
     return (
         loader(train_set, batches, config.num_workers),
         loader(StudyDataset(val, config.crop_size), InOrder(len(val), config.batch_size, **share), config.num_workers),

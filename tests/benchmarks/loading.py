@@ -32,7 +32,7 @@ BATCH = 64
 
 
 class Items(Dataset):
-    """One recipe an item, everything made anew."""
+    """One recipe per item, everything made anew."""
 
     def __init__(self, recipes: list[Recipe], tokenizer):
         self.recipes, self.tokenizer = recipes, tokenizer

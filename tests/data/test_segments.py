@@ -125,7 +125,7 @@ def test_a_ranking_chooses_instead_of_the_rule(dishes):
 
 
 def test_speed(dishes):
-    """Measured alone on this machine: 220 photos a second of one core; the bound leaves room for a slower one."""
+    """Measured alone on this machine: 220 photos per second of one core; the bound leaves room for a slower one."""
     began = time.process_time()
     for dish in dishes:
         superpixel_segments(dish)
