@@ -36,10 +36,10 @@ def systems_imported(values: Mapping) -> dict[str, set[str]]:
 
 def stage_notebooks(root: Path) -> list[Path]:
     """The stages in order: notebooks/NN_name.ipynb."""
-    found = sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-    if not found:
+    notebooks = sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    if not notebooks:
         raise RunError(f"{root / 'notebooks'}: no notebook named NN_name.ipynb")
-    return found
+    return notebooks
 
 
 def position(stages: list[Path], wanted: str) -> int:

@@ -28,8 +28,8 @@ def test_no_python_in_range_is_one_line(tmp_path):
     tools = tmp_path / "bin"
     tools.mkdir()
     for name in ("bash", "dirname", "readlink", "cat", "cksum", "env", "flock"):
-        if found := shutil.which(name):
-            (tools / name).symlink_to(found)
+        if tool := shutil.which(name):
+            (tools / name).symlink_to(tool)
     (tools / "python3").write_text("#!/bin/sh\nexit 1\n")
     (tools / "python3").chmod(0o755)
     copy = tmp_path / "run_all.sh"
