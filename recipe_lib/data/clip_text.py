@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache, lru_cache
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 VOCABULARY = 49408
 CONTEXT = 77  # tokens at most, start and end among them
@@ -41,6 +42,8 @@ def clip_ids(text: str, length: int) -> list[int]:
 
 def clip_tokens(texts: Sequence[str], length: int) -> Tensor:
     """Texts -> (N, length) int64, padded with 0."""
+    import torch  # as above: a preparation's processes need ids alone
+
     tokens = torch.zeros(len(texts), length, dtype=torch.int64)
     for row, text in zip(tokens, texts, strict=True):
         ids = clip_ids(text, length)

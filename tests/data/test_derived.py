@@ -187,7 +187,7 @@ def test_what_is_finished_is_not_made_again_and_workers_change_nothing(folder, m
     monkeypatch.setattr("recipe_lib.data.prepare.SHARD", 2)
     recipes = [recipe(i, images=[photo]) for i, photo in enumerate(dishes(5))]
     recipes += [recipe(10, "val", images=[PLAIN]), recipe(11, "test", images=[PLAIN])]
-    prepare(recipes, folder, CLIP)
+    prepare(recipes, folder, CLIP, workers=1)
     assert len(list((folder / "train").glob("*.recipes.parquet"))) == 3
     cards = [add_segments(folder, 2, 56, workers=2), add_descriptions(folder, None, folder / "c", workers=2)]
     before = {p: p.stat().st_mtime_ns for p in folder.glob("*/*.[ds]e*")}
@@ -195,7 +195,7 @@ def test_what_is_finished_is_not_made_again_and_workers_change_nothing(folder, m
         cards[1]
     ] * 2
     assert before and before == {p: p.stat().st_mtime_ns for p in before}
-    assert add_segments(folder, 1, 56)["segments"]["segments"] < cards[0]["segments"]["segments"]
+    assert add_segments(folder, 1, 56, workers=1)["segments"]["segments"] < cards[0]["segments"]["segments"]
 
 
 def test_what_other_code_made_is_made_again(folder, monkeypatch):
