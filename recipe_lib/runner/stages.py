@@ -26,9 +26,14 @@ from recipe_lib.runner.params import Parameter
 from recipe_lib.runner.report import write_report
 
 
-def systems_imported(values: Mapping) -> dict[str, set[str]]:
-    """Which files of recipe_lib/systems a study imports by name, as `Reach` wants them; all where it cannot be told."""
-    if values.get("distances_from") or "method" not in values:
+def systems_imported(values: Mapping, lent: str = "") -> dict[str, set[str]]:
+    """Which files of recipe_lib/systems a stage imports by name, as `Reach` wants them; all where it cannot be told.
+
+    Args:
+        values: parameters of the study.
+        lent: another study, whose system the stage uses too.
+    """
+    if lent or "method" not in values:
         return {}
     bare = {"captions", "zero_shot"} if values["method"] == "dar" else set()
     return {"recipe_lib.systems": {values["method"], *bare}}
@@ -161,8 +166,9 @@ class Runner:
                 )
                 earlier |= {name: state[-1] for name, state in record["contents"].items()}
         sources = Sources(Path(fingerprint.__file__).parents[1])
-        reach = fingerprint.reached(path, sources, systems_imported(self.values))
-        inputs = fingerprint.stage_inputs(path, self._values_of(path.stem), earlier, reach)
+        own = self._values_of(path.stem)
+        reach = fingerprint.reached(path, sources, systems_imported(self.values, own.get("distances_from", "")))
+        inputs = fingerprint.stage_inputs(path, own, earlier, reach)
         self.inputs[path.stem], self.packages[path.stem] = inputs, reach.packages
         return fingerprint.why_run(self.folder, path.stem, records.get(path.stem), inputs)
 
