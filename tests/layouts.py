@@ -41,12 +41,12 @@ def write_recipe1m(recipes: Iterable[Recipe], folder: Path, *, det_ingrs: bool =
                 picture = Image.fromarray(image) if isinstance(image, np.ndarray) else Image.open(image)
                 picture.convert("RGB").save(path, "JPEG", quality=90)
             texts = {key: [{"text": text} for text in getattr(recipe, key)] for key in ("ingredients", "instructions")}
-            found = recipe.names or [ingredient_name(line) for line in recipe.ingredients]
-            found = [name or "" for name in found[: len(recipe.ingredients)]]
+            names = recipe.names or [ingredient_name(line) for line in recipe.ingredients]
+            names = [name or "" for name in names[: len(recipe.ingredients)]]
             entries = [
                 {"id": id, "title": recipe.title, "partition": partition, "url": "", **texts},
                 {"id": id, "images": [{"id": name, "url": ""} for name in photos]} if photos else None,
-                {"id": id, "valid": [bool(name) for name in found], "ingredients": [{"text": name} for name in found]},
+                {"id": id, "valid": [bool(name) for name in names], "ingredients": [{"text": name} for name in names]},
             ]
             for file, entry in zip(files, entries, strict=False):
                 if entry:

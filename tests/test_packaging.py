@@ -33,12 +33,12 @@ def pins(python: str) -> dict[str, str]:
     """Locked version of every package on Linux with this Python."""
     machine = {"python_full_version": python, "python_version": python[:4], "sys_platform": "linux", "os_name": "posix"}
     machine |= {"platform_machine": "x86_64", "implementation_name": "cpython", "platform_system": "Linux"}
-    found: dict[str, str] = {}
+    locked: dict[str, str] = {}
     for line in LOCK:
         if line.marker is None or line.marker.evaluate(machine):
-            assert line.name not in found, f"{line.name} is pinned twice for Python {python}"
-            found[line.name] = str(line.specifier).removeprefix("==")
-    return found
+            assert line.name not in locked, f"{line.name} is pinned twice for Python {python}"
+            locked[line.name] = str(line.specifier).removeprefix("==")
+    return locked
 
 
 def test_every_line_of_the_lock_is_an_exact_pin():

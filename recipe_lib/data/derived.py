@@ -1,7 +1,7 @@
 """What stands beside the prepared recipes and photos: imagined descriptions, and segments of photos (DAR).
 
-    <folder>/<split>/00000.descriptions.parquet   text, where it comes from and CLIP's token ids, a row a recipe
-    <folder>/<split>/00000.segments.parquet       bytes of each segment, a row a photo
+    <folder>/<split>/00000.descriptions.parquet   text, where it comes from and CLIP's token ids, a row per recipe
+    <folder>/<split>/00000.segments.parquet       bytes of each segment, a row per photo
     <folder>/<split>/00000.segments.jpegs         the segments, one after the other
 
 Both may be given by the source, as DAR's authors' are. Both are made shard by shard for a store that is complete, and
@@ -52,7 +52,7 @@ def add_descriptions(
         describer: a language model; None: the rules of `cues`, over all cores.
         cache: JSON lines that keep the answers of language models; of no use to the rules.
         given: the descriptions that the source brings, and the rules for recipes without one, in place of `describer`.
-        workers: processes; 0: one a core.
+        workers: processes; 0: one per core.
 
     Returns:
         The data card, with how many descriptions come from each source.
@@ -99,7 +99,7 @@ def add_segments(
             none. What cannot be read or lies outside the source is left out and named in the card.
         sam: a SAM; None: superpixels, over all cores where there is no `rank`.
         rank: scores crops in place of the rule; see `segments`.
-        workers: processes; 0: one a core.
+        workers: processes; 0: one per core.
 
     Returns:
         The data card, with how many segments there are and how many photos have none.
@@ -264,8 +264,8 @@ def _photos(shard: Path, first_only: bool) -> Iterator[bytes]:
 def _segment(photos: list[bytes], n: int, size: int, find: Callable, rank: Rank | None) -> bytes:
     """A line of JSON with the bytes of each photo's segments, then the segments."""
     decoded = [np.asarray(decode_jpeg(photo)) if photo else None for photo in photos]
-    found = iter(find([pixels for pixels in decoded if pixels is not None], n=n, rank=rank))
-    rows = [[] if p is None else [to_jpeg(cut(p, segment, size), size) for segment in next(found)] for p in decoded]
+    segments = iter(find([pixels for pixels in decoded if pixels is not None], n=n, rank=rank))
+    rows = [[] if p is None else [to_jpeg(cut(p, segment, size), size) for segment in next(segments)] for p in decoded]
     return _chunk(rows, [])
 
 
@@ -281,8 +281,8 @@ def _pictures(shard: Path, first_only: bool) -> list[tuple[str, list[Path]]]:
     for photos, root, folders in zip(sizes, _given(shard, "segment_root"), _given(shard, "segments"), strict=True):
         for which in range(len(photos)):
             folder = Path(root, folders[which]) if folders and not (first_only and which) else None
-            found = folder.iterdir() if folder and folder.is_dir() else ()
-            listed.append((root or "", sorted(path for path in found if path.suffix.lower() in PICTURES)))
+            files = folder.iterdir() if folder and folder.is_dir() else ()
+            listed.append((root or "", sorted(path for path in files if path.suffix.lower() in PICTURES)))
     return listed
 
 

@@ -171,17 +171,17 @@ class IngredientClasses:
 
     def _of_line(self, text: str) -> list[int]:
         """Classes of a line's names, each once. "a and b" that is no class itself is both where both are classes."""
-        found: list[int | None] = []
+        classes: list[int | None] = []
         for name in _JOINED.sub(" and ", text).split(";"):
             whole = self._index.get(_key(name))
             parts = [self._index.get(_key(part)) for part in re.split(" (?:and|&) ", name)]
             if whole is not None:
-                found.append(whole)
+                classes.append(whole)
             elif len(parts) == 2 and None not in parts:
-                found += parts
+                classes += parts
             elif ";?" in text:
-                found.append(parts[0])
-        return [index for index in dict.fromkeys(found) if index is not None]
+                classes.append(parts[0])
+        return [index for index in dict.fromkeys(classes) if index is not None]
 
     def save(self, path: Path) -> None:
         """Write the table class, name, recipes, aliases (';' between them) as CSV; a reader never sees half a file."""

@@ -1,4 +1,4 @@
-"""From the store to batches: one object a step, made whole by the dataset, so that collation is not done twice."""
+"""From the store to batches: one object per step, made whole by the dataset, so that collation is not done twice."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ class PairedBatches(Sampler[Draw]):
     A last batch of fewer than two pairs is dropped: it would hold no negative.
 
     Args:
-        batch_size: pairs a step over all processes; each takes every world-th row of the same batch.
+        batch_size: pairs per step over all processes; each takes every world-th row of the same batch.
         rank, world: this process among all. Rows of a batch that do not divide among all are dropped.
 
     Raises:
@@ -272,6 +272,6 @@ def loader(dataset: StudyDataset, sampler: Sampler[Draw], workers: int = 0) -> D
         num_workers=workers,
         pin_memory=devices.device() == "cuda",
         persistent_workers=workers > 0,
-        # Its own: from the global one it would draw a number an epoch, and a resumed run would drop out other units.
+        # Its own: from the global one it would draw a number per epoch, and a resumed run would drop out other units.
         generator=torch.Generator(),
     )

@@ -148,8 +148,8 @@ _KNOWN = {
 class _PlainUnpickler(pickle._Unpickler):
     """Builds data and refuses all else.
 
-    The unpickler in Python, at 30 MB a second: it looks each operation up in a table, which here lacks those that call
-    something of the file's choice, and a few bytes cannot make it reserve gigabytes, as they can the one in C.
+    The unpickler in Python, at 30 MB per second: it looks each operation up in a table, which here lacks those that
+    call something of the file's choice, and a few bytes cannot make it reserve gigabytes, as they can the one in C.
     """
 
     dispatch: ClassVar = {

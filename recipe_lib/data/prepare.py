@@ -35,7 +35,7 @@ from recipe_lib.paths import atomic_write_text
 from recipe_lib.reachable import code_digest
 
 GIVEN = pa.schema([("description", pa.string()), ("segment_root", pa.string()), ("segments", pa.list_(pa.string()))])
-SHARD = 2048  # recipes of the source a shard; they may go to several splits
+SHARD = 2048  # recipes of the source per shard; they may go to several splits
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def prepare(
         config: sizes and limits.
         classes: a table of ingredient classes to use in place of the most frequent names.
         tokenizer: one to use in place of that of the paired training recipes' words.
-        workers: processes; 0: one a core. The store does not depend on it.
+        workers: processes; 0: one per core. The store does not depend on it.
 
     Raises:
         DataError: a duplicate id, a split without pairs (train, val, test), fewer ingredients than classes, a table of
@@ -131,9 +131,9 @@ def _write_store(
         raise DataError("no pair fell into the validation or into a test split; add recipes or raise the shares")
 
     words, recipes_with = Counter(), Counter()
-    for found in pool.map(_count, ((folder, number, classes) for number in range(len(records)))):
-        words.update(found[0])
-        recipes_with.update(found[1])
+    for shard_counts in pool.map(_count, ((folder, number, classes) for number in range(len(records)))):
+        words.update(shard_counts[0])
+        recipes_with.update(shard_counts[1])
     tokenizer = tokenizer or word_tokenizer(words, config.min_word_count)
     if classes:
         classes = classes.recounted(recipes_with)
@@ -233,10 +233,10 @@ def _write_recipes(folder: Path, number: int, recipes: list[Recipe], config: Sto
         )
     strings = pa.list_(pa.string())
     types = [pa.string(), pa.string(), strings, strings, strings, pa.list_(pa.int64()), pa.string()]
-    for split, found in rows.items():
-        schema = pa.schema(list(zip(found[0], types, strict=True)))
-        table = pa.table({name: [row[name] for row in found] for name in found[0]}, schema=schema)
-        record["recipes"][split] = len(found)
+    for split, split_rows in rows.items():
+        schema = pa.schema(list(zip(split_rows[0], types, strict=True)))
+        table = pa.table({name: [row[name] for row in split_rows] for name in split_rows[0]}, schema=schema)
+        record["recipes"][split] = len(split_rows)
         name = f"{split}/{number:05d}"
         record["files"][f"{name}.recipes.parquet"] = save(folder / f"{name}.recipes.parquet", parquet(table))
         if any(row["description"] or row["segments"] for row in given[split]):

@@ -110,7 +110,7 @@ class SamSegmenter:
     Args:
         model: name on the Hugging Face hub, such as "facebook/sam-vit-base", or a local folder; safetensors only.
         device, dtype: of the model, such as "cuda" and "float16".
-        points: points a side of the grid that masks are grown from.
+        points: points per side of the grid that masks are grown from.
         batch_size: points at a time.
         options: further arguments of the transformers pipeline "mask-generation", such as pred_iou_thresh.
 
@@ -157,12 +157,12 @@ class SamSegmenter:
         rank: Rank | None = None,
     ) -> list[list[Segment]]:
         """The segments of each photo (H, W, 3) uint8; arguments and order as in `superpixel_segments`."""
-        found = []
+        segments = []
         for pixels in photos:
             masks = self._masks(Image.fromarray(pixels), **self._options)["masks"]
             masks = [np.asarray(mask, bool) for mask in masks]
-            found.append(_best(pixels, masks, _small_lab(pixels), n, min_area, max_area, rank))
-        return found
+            segments.append(_best(pixels, masks, _small_lab(pixels), n, min_area, max_area, rank))
+        return segments
 
 
 def _small_lab(pixels: np.ndarray) -> np.ndarray:
@@ -182,7 +182,7 @@ def _best(pixels, masks: list[np.ndarray], lab: np.ndarray, n: int, low: float, 
     frame = np.ones((height, width), bool)
     rim = max(1, min(height, width) // 16)
     frame[rim:-rim, rim:-rim] = False
-    found = []
+    fitting = []
     for mask in masks:
         if _share(mask) < low / 2:  # most of them: not worth the rest
             continue
@@ -194,15 +194,15 @@ def _best(pixels, masks: list[np.ndarray], lab: np.ndarray, n: int, low: float, 
         contrast = float(np.linalg.norm(edge - lab[small].mean(0), axis=1).mean())
         if contrast >= CONTRAST:
             # The root: a few olives on a pizza are a part worth more than a tenth of its dough.
-            found.append(Segment(mask, float(area**0.5 * near[small].mean() * contrast)))
-    if rank and found:
-        scores = rank(np.stack([cut(pixels, segment, 224) for segment in found]))
-        found = [Segment(segment.mask, float(score)) for segment, score in zip(found, scores, strict=True)]
-    elif found:
-        least = FAINT * max(segment.score for segment in found)
-        found = [segment for segment in found if segment.score >= least]
+            fitting.append(Segment(mask, float(area**0.5 * near[small].mean() * contrast)))
+    if rank and fitting:
+        scores = rank(np.stack([cut(pixels, segment, 224) for segment in fitting]))
+        fitting = [Segment(segment.mask, float(score)) for segment, score in zip(fitting, scores, strict=True)]
+    elif fitting:
+        least = FAINT * max(segment.score for segment in fitting)
+        fitting = [segment for segment in fitting if segment.score >= least]
     chosen: list[Segment] = []
-    for segment in sorted(found, key=lambda segment: -segment.score):
+    for segment in sorted(fitting, key=lambda segment: -segment.score):
         if len(chosen) == n:
             break
         if all((segment.mask & c.mask).sum() < SAME * (segment.mask | c.mask).sum() for c in chosen):

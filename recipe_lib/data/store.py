@@ -76,7 +76,7 @@ class Split:
         tokens = pa.concat_tables(shards).combine_chunks()
         sentences = _list(tokens["sentences"])
         words = sentences.values
-        # Flat arrays: no Python object a sentence, and forked workers share the pages.
+        # Flat arrays: no Python object per sentence, and forked workers share the pages.
         self.words = words.values.to_numpy()
         self.sentence_start = words.offsets.to_numpy()  # (sentences + 1,)
         self.recipe_start = sentences.offsets.to_numpy()  # (recipes + 1,)

@@ -1,4 +1,4 @@
-"""Words and token ids: one word-level tokenizer a study, made from the words of the paired training recipes."""
+"""Words and token ids: one word-level tokenizer per study, made from the words of the paired training recipes."""
 
 from __future__ import annotations
 

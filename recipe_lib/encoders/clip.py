@@ -219,8 +219,8 @@ class TextTower(Tower):
         # Fused on CPUs too, unlike in `_attend`: as fast here, where hardly a gradient goes through it.
         # No real token comes after one that is not: the causal mask hides padding too.
         how = {"is_causal": True} if ends is None else {"attn_mask": grid.mask}
-        found = F.scaled_dot_product_attention(q, k, v, **how).transpose(1, 2).flatten(2)  # (N, L or 1, width)
-        return attention.out_proj(grid.flat(found) if ends is None else found[:, 0])
+        values = F.scaled_dot_product_attention(q, k, v, **how).transpose(1, 2).flatten(2)  # (N, L or 1, width)
+        return attention.out_proj(grid.flat(values) if ends is None else values[:, 0])
 
 
 def clip_towers(
@@ -290,9 +290,9 @@ def _config(model: str) -> dict:
         "a text tower without CLIP's own tokenizer": "hf_tokenizer_name" in text,
         "attention in place of pooling": vision.get("attentional_pool"),
     }
-    if found := [kind for kind, present in kinds.items() if present]:
+    if unsuitable := [kind for kind, present in kinds.items() if present]:
         raise ValueError(
-            f"clip_model {model!r} has {found[0]}: adapters are for vision transformers with CLIP's text tower"
+            f"clip_model {model!r} has {unsuitable[0]}: adapters are for vision transformers with CLIP's text tower"
         )
     return config
 

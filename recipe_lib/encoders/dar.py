@@ -96,8 +96,8 @@ class DescriptionEncoder(_Referring):
 class SegmentEncoder(_Referring):
     """Segments of a photo -> CLIP (`features`) -> their mean.
 
-    Without adapters, the default, `features` never change and are computed once a run. With adapters they are learned:
-    pixels come with every batch, and their activations take the memory of n more photos a pair.
+    Without adapters, the default, `features` never change and are computed once per run. With adapters they are
+    learned: pixels come with every batch, and their activations take the memory of n more photos per pair.
 
     Args:
         tower: that of the image encoder.
@@ -116,7 +116,7 @@ class SegmentEncoder(_Referring):
         super().__init__(tower, width, reduction)
         if self.adapters is None and not tower.frozen:
             raise ValueError(
-                "segments are encoded once a run: their tower must be frozen; give them a frozen one of their own"
+                "segments are encoded once per run: their tower must be frozen; give them a frozen one of their own"
             )
 
     def features(self, segments: Tensor) -> Tensor:

@@ -132,13 +132,13 @@ def _attend(attention: nn.MultiheadAttention, x: Tensor, blocks: Sequence[Block]
         for part, block in zip(parts, blocks, strict=True):
             heads = block.grid(part).unflatten(2, (3, attention.num_heads, -1))  # (n, L, 3, H, E / H)
             q, k, v = heads.permute(2, 0, 3, 1, 4)
-            found = F.scaled_dot_product_attention(q, k, v, attn_mask=block.mask, dropout_p=dropout)
-            out.append(block.flat(found.transpose(1, 2).flatten(2)))
+            values = F.scaled_dot_product_attention(q, k, v, attn_mask=block.mask, dropout_p=dropout)
+            out.append(block.flat(values.transpose(1, 2).flatten(2)))
     return attention.out_proj(torch.cat(out).to(qkv.dtype))
 
 
 def _dropout(x: Tensor, module: nn.Dropout) -> Tensor:
-    """`module(x)`; on a CPU from 16 random bits an entry: torch draws 32 of them, entry by entry, on one core."""
+    """`module(x)`; on a CPU from 16 random bits per entry: torch draws 32 of them, entry by entry, on one core."""
     if x.device.type != "cpu" or not module.training or not module.p:
         return module(x)
     dropped = round(module.p * 2**16)

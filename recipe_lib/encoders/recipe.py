@@ -29,8 +29,8 @@ class HierarchicalEncoder(nn.Module, ABC):
 
     It has `dim` (E), `fc` and `sentences`: transformers over the sentence vectors of ingredients and of instructions
     (or its own `embed` and `join_sentences`).
-    Only real sentences are encoded, each distinct one of the batch once a component. A component without a sentence is
-    a zero vector (the store gives it an empty sentence).
+    Only real sentences are encoded, each distinct one of the batch once per component. A component without a sentence
+    is a zero vector (the store gives it an empty sentence).
 
     Shape:
         RecipeBatch of B recipes -> embedding (B, D), three components (B, E).

@@ -26,7 +26,7 @@ def compare(
     """R@k of variant `a` minus that of `b` over the same queries of the whole split, with a 95 % interval.
 
     Args:
-        ranks: a row a query, as `evaluate_study` leaves them, of one seed or several.
+        ranks: a row per query, as `evaluate_study` leaves them, of one seed or several.
         against_split: scores `b` on another split that holds the same recipes in the same order.
         own_queries: each seed may have test recipes of its own; else that is an error.
 
@@ -74,7 +74,7 @@ def labelled(ranks: pd.DataFrame, system: str) -> pd.DataFrame:
     return ranks.assign(variant=ranks["variant"] + ranks["system"].str.removeprefix(system))
 
 
-# Scores of a variant: by seed, a table of `score`, `cluster` and `test_set`, a row a query in the split's order.
+# Scores of a variant: by seed, a table of `score`, `cluster` and `test_set`, a row per query in the split's order.
 _Scores = dict[int, pd.DataFrame]
 
 
@@ -156,7 +156,7 @@ def compare_studies(ranks: pd.DataFrame, studies: Sequence[str], split: Split, *
         split: of this study.
 
     Returns:
-        A row a system, variant and direction: seeds, recall_k, low, high, difference, its low and high, all over the
+        A row per system, variant and direction: seeds, recall_k, low, high, difference, its low and high, all over the
         whole split, and queries: whether the seeds share them ("shared", "own"). The difference is over the seeds that
         both have, empty where there are none.
 

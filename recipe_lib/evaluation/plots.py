@@ -47,7 +47,7 @@ def recipe_card(ax: Axes, recipe: dict, *, lines: int = 9, width: int = 44) -> N
 
 
 def learning_curves(ax: Axes, histories: dict[str, pd.DataFrame], metric: str, *, start: int = 0) -> None:
-    """Validation metric by epoch, a line a system; `start` shifts the epochs of runs that go on from a baseline."""
+    """Validation metric by epoch, a line per system; `start` shifts the epochs of runs that go on from a baseline."""
     for name, history in histories.items():
         first = 0 if name == "baseline" else start
         ax.plot(history["epoch"] + first, history[metric], "o-", ms=3, label=name, color=_colour(name))
@@ -93,7 +93,7 @@ def forest(ax: Axes, comparisons: Sequence[dict]) -> None:
 
 
 def fall(ax: Axes, table: pd.DataFrame, splits: Sequence[str]) -> None:
-    """Recall from split to split, a line a variant: columns variant, split, value, low, high."""
+    """Recall from split to split, a line per variant: columns variant, split, value, low, high."""
     variants = list(dict.fromkeys(table["variant"]))
     for i, variant in enumerate(variants):
         rows = table[table.variant == variant].set_index("split").loc[list(splits)]
@@ -135,7 +135,7 @@ def dictionary_map(
 def corruption_curve(
     ax: Axes, rates: Sequence[float], recalls: dict[str, Sequence[float]], reference: dict[str, float]
 ) -> None:
-    """Recall against the share of corrupted labels, a line a split; dashed lines are systems for comparison."""
+    """Recall against the share of corrupted labels, a line per split; dashed lines are systems for comparison."""
     for (split, values), style in zip(recalls.items(), ("o-", "s--", "^:"), strict=False):
         ax.plot(rates, values, style, ms=4, label=f"oracle, {split}", color=COLOURS["oracle"])
     for name, value in reference.items():

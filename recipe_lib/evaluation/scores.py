@@ -313,7 +313,7 @@ def near_duplicate_accuracy(images: Tensor, recipes: Tensor, pairs: np.ndarray) 
 
 @torch.inference_mode()
 def ingredient_lines(system: System, split: Split, batch_tokens: int = BATCH_TOKENS) -> Iterator[tuple[Tensor, Tensor]]:
-    """First-level vectors of the ingredient lines that mention a class: (features (M, E), classes (M,)) a batch.
+    """First-level vectors of the ingredient lines that mention a class: (features (M, E), classes (M,)) per batch.
 
     Lines come sorted by their length; those of the same words are encoded once, and lie in one batch.
     """

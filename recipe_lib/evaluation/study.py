@@ -41,8 +41,8 @@ _COMPARED = (
 class StudyScores:
     """What `evaluate_study` finds."""
 
-    results: pd.DataFrame  # COLUMNS, a row a variant, split, direction and number of candidates
-    ranks: pd.DataFrame  # a row a query: system, variant, seed, split, direction, query, rank, cluster, test_set
+    results: pd.DataFrame  # COLUMNS, a row per variant, split, direction and number of candidates
+    ranks: pd.DataFrame  # a row per query: system, variant, seed, split, direction, query, rank, cluster, test_set
     encoded: dict[tuple[str, str], Encoded]  # by system and split
     near_duplicates: pd.DataFrame  # variant, split, accuracy; empty where none are known
 

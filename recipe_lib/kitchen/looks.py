@@ -6,6 +6,8 @@ of the photo's side; x points right, y down, and light comes from the top left.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 TABLES = {  # style: (ground colours, plate, rim)
@@ -202,71 +204,151 @@ def _layers(*layers):
     return opacity, colour
 
 
-def _near(dish, x, y, long, wide, power=2.0):
-    """Distance to the dish's nearest anchor, 1 on the edge of a long x wide shape around it."""
-    each = [np.abs((x - a) / long) ** power + np.abs((y - b) / wide) ** power for a, b in DISHES[dish][2]]
-    return np.min(each, 0) ** (1 / power)
+class _Ground(NamedTuple):
+    """The middle of a vessel, (h, w) all, and what the bases of dishes are made of."""
+
+    dish: str
+    x: np.ndarray  # dish coordinates
+    y: np.ndarray
+    w: np.ndarray  # (12,) random numbers in [0, 1)
+    r: np.ndarray  # distance from the middle
+    slow: np.ndarray  # broad mottle
+    fast: np.ndarray  # fine mottle
+
+    @property
+    def ragged(self) -> np.ndarray:
+        """Distance from the middle, for edges that no cutter made."""
+        return self.r + 0.05 * self.fast
+
+    @property
+    def sauce(self) -> np.ndarray:
+        """The dish's colour of sauce, (3,)."""
+        return rgb(DISHES[self.dish][1])
+
+    def mottle(self, frequency: float) -> np.ndarray:
+        return _mottle(self.x, self.y, self.w, frequency)
+
+    def strands(self, count: int) -> np.ndarray:
+        return _strands(self.x, self.y, self.w, count)
+
+    def near(self, long: float, wide: float, power: float = 2.0) -> np.ndarray:
+        """Distance to the dish's nearest anchor, 1 on the edge of a long x wide shape around it."""
+        each = [
+            np.abs((self.x - a) / long) ** power + np.abs((self.y - b) / wide) ** power for a, b in DISHES[self.dish][2]
+        ]
+        return np.min(each, 0) ** (1 / power)
+
+
+def _liquid(g: _Ground):
+    drops = (g.r < 0.84) & (g.fast > 1.2)
+    return _layers((g.r < 0.86, g.sauce, 1 + 0.1 * g.slow), (drops, g.sauce * 0.5 + 127, 1))
+
+
+def _noodles_in_broth(g: _Ground):
+    noodles = g.r + 0.12 * g.slow < 0.7
+    return _layers((g.r < 0.86, g.sauce, 1 + 0.06 * g.slow), (noodles, "f6dc92", g.strands(62)))
+
+
+def _rice(g: _Ground):
+    return _layers((g.r < 0.86, "f7f3ea", 0.93 + 0.13 * np.clip(g.mottle(38), -1, 0.7)))
+
+
+def _spaghetti(g: _Ground):
+    return _layers((g.ragged < 0.74, "f2d184", g.strands(55) * np.clip(1.2 - 0.3 * g.r, 0, 1)))
+
+
+def _crust_tomato_and_cheese(g: _Ground):
+    cheese = (g.ragged < 0.76) & (g.slow + 0.4 * g.fast > -0.5)
+    return _layers(
+        (g.r < 0.93, "d79f56", 1.02 - 0.16 * (g.r > 0.88) + 0.05 * g.fast),
+        (g.ragged < 0.79, "c93c1e", 1),
+        (cheese, "f9df92", 1 + 0.05 * g.fast),
+    )
+
+
+def _leaves(g: _Ground):
+    shade = 1 + 0.1 * g.slow
+    bright = (g.ragged < 0.78) & (_mottle(g.x, g.y, g.w[::-1], 10) > 0.6)
+    return _layers(
+        (g.ragged < 0.8, "4d8f2f", shade),
+        ((g.ragged < 0.8) & (g.fast > 0.1), "7fbb48", shade),
+        (bright, "b5dc74", 1),
+    )
+
+
+def _taco_shells(g: _Ground):
+    shell = g.near(0.25, 0.8)
+    return _layers(
+        (shell < 1, "ecc063", 1.04 - 0.22 * (shell > 0.86) + 0.04 * g.fast),
+        (g.near(0.15, 0.68) < 1, "b47a32", 0.8),
+    )
+
+
+def _bread(g: _Ground):
+    edge = g.near(0.38, 0.52, 5)
+    return _layers((edge < 1, "a3662b", 1 - 0.1 * (g.x + g.y)), (edge < 0.88, "f3dcae", 1 + 0.05 * g.fast))
+
+
+def _folded_egg(g: _Ground):
+    edge = np.hypot(g.x / 0.82, (g.y - 0.05) / 0.56)
+    fold = (g.y < -0.12 + 0.05 * g.slow) & (edge < 1)
+    return _layers(
+        (edge < 1, "f9d24e", 1.05 - 0.25 * edge**4 + 0.04 * g.slow), (fold, "f2b836", 1 + 0.12 * (g.fast > 0.9))
+    )
+
+
+def _browned_cheese(g: _Ground):
+    inside = (g.x**4 + g.y**4) ** 0.25 < 0.87
+    return _layers((inside, "eebc52", 1 + 0.06 * g.slow), (inside & (g.slow + g.fast > 1.0), "b06a24", 1))
+
+
+def _two_pancakes(g: _Ground):
+    low, high = np.hypot(g.x - 0.08, g.y - 0.12), np.hypot(g.x + 0.04, g.y + 0.06)
+    return _layers(
+        (low < 0.7, "f6d795", 0.9),
+        (low < 0.66, "c9822f", 0.85),
+        (high < 0.7, "f6d795", 1),
+        (high < 0.65, "d8953f", 1 + 0.07 * g.slow),
+    )
+
+
+def _rolls(g: _Ground):
+    edge = g.near(0.23, 0.23)
+    return _layers((edge < 1, "16261d", 1), (edge < 0.83, "fbf8f1", 0.95 + 0.08 * np.clip(g.mottle(40), -1, 1)))
+
+
+def _sticks(g: _Ground):
+    return _layers((g.near(0.98, 0.035, 6) < 1, "c9a066", 1))
+
+
+def _puddle(g: _Ground):
+    return _layers((g.ragged + 0.1 * g.slow < 0.68, g.sauce, 0.9 + 0.1 * g.slow))
+
+
+BASES = {  # dish: what its pieces lie on
+    "soup": _liquid,
+    "curry": _liquid,
+    "salad": _leaves,
+    "pasta": _spaghetti,
+    "pizza": _crust_tomato_and_cheese,
+    "tacos": _taco_shells,
+    "stir-fry": _puddle,
+    "rice bowl": _rice,
+    "stew": _liquid,
+    "sandwich": _bread,
+    "omelette": _folded_egg,
+    "noodle bowl": _noodles_in_broth,
+    "skewers": _sticks,
+    "gratin": _browned_cheese,
+    "pancakes": _two_pancakes,
+    "sushi": _rolls,
+}
 
 
 def base(dish: str, x: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Dish coordinates (h, w) -> opacity (h, w) and colour (h, w, 3) of what the pieces lie on."""
-    r, square = np.hypot(x, y), (x**4 + y**4) ** 0.25
     slow, fast = _mottle(x, y, w, 4), _mottle(x, y, w, 13)
-    sauce = rgb(DISHES[dish][1])
-    ragged = r + 0.05 * fast
-
-    if dish in ("soup", "curry", "stew"):
-        return _layers((r < 0.86, sauce, 1 + 0.1 * slow), ((r < 0.84) & (fast > 1.2), sauce * 0.5 + 127, 1))
-    if dish == "noodle bowl":
-        return _layers((r < 0.86, sauce, 1 + 0.06 * slow), (r + 0.12 * slow < 0.7, "f6dc92", _strands(x, y, w, 62)))
-    if dish == "rice bowl":
-        return _layers((r < 0.86, "f7f3ea", 0.93 + 0.13 * np.clip(_mottle(x, y, w, 38), -1, 0.7)))
-    if dish == "pasta":
-        return _layers((ragged < 0.74, "f2d184", _strands(x, y, w, 55) * np.clip(1.2 - 0.3 * r, 0, 1)))
-    if dish == "pizza":
-        return _layers(
-            (r < 0.93, "d79f56", 1.02 - 0.16 * (r > 0.88) + 0.05 * fast),
-            (ragged < 0.79, "c93c1e", 1),
-            ((ragged < 0.76) & (slow + 0.4 * fast > -0.5), "f9df92", 1 + 0.05 * fast),
-        )
-    if dish == "salad":
-        dark, light = 1 + 0.1 * slow, (ragged < 0.78) & (_mottle(x, y, w[::-1], 10) > 0.6)
-        return _layers(
-            (ragged < 0.8, "4d8f2f", dark), ((ragged < 0.8) & (fast > 0.1), "7fbb48", dark), (light, "b5dc74", 1)
-        )
-    if dish == "tacos":
-        shell = _near(dish, x, y, 0.25, 0.8)
-        return _layers(
-            (shell < 1, "ecc063", 1.04 - 0.22 * (shell > 0.86) + 0.04 * fast),
-            (_near(dish, x, y, 0.15, 0.68) < 1, "b47a32", 0.8),
-        )
-    if dish == "sandwich":
-        edge = _near(dish, x, y, 0.38, 0.52, 5)
-        return _layers((edge < 1, "a3662b", 1 - 0.1 * (x + y)), (edge < 0.88, "f3dcae", 1 + 0.05 * fast))
-    if dish == "omelette":
-        edge = np.hypot(x / 0.82, (y - 0.05) / 0.56)
-        fold = (y < -0.12 + 0.05 * slow) & (edge < 1)
-        return _layers(
-            (edge < 1, "f9d24e", 1.05 - 0.25 * edge**4 + 0.04 * slow), (fold, "f2b836", 1 + 0.12 * (fast > 0.9))
-        )
-    if dish == "gratin":
-        return _layers((square < 0.87, "eebc52", 1 + 0.06 * slow), ((square < 0.87) & (slow + fast > 1.0), "b06a24", 1))
-    if dish == "pancakes":
-        low, high = np.hypot(x - 0.08, y - 0.12), np.hypot(x + 0.04, y + 0.06)
-        return _layers(
-            (low < 0.7, "f6d795", 0.9),
-            (low < 0.66, "c9822f", 0.85),
-            (high < 0.7, "f6d795", 1),
-            (high < 0.65, "d8953f", 1 + 0.07 * slow),
-        )
-    if dish == "sushi":
-        edge = _near(dish, x, y, 0.23, 0.23)
-        return _layers(
-            (edge < 1, "16261d", 1), (edge < 0.83, "fbf8f1", 0.95 + 0.08 * np.clip(_mottle(x, y, w, 40), -1, 1))
-        )
-    if dish == "skewers":
-        return _layers((_near(dish, x, y, 0.98, 0.035, 6) < 1, "c9a066", 1))
-    return _layers((ragged + 0.1 * slow < 0.68, sauce, 0.9 + 0.1 * slow))  # stir-fry: a puddle of sauce
+    return BASES[dish](_Ground(dish, x, y, w, np.hypot(x, y), slow, fast))
 
 
 def table(style: str, x: np.ndarray, y: np.ndarray, w: np.ndarray) -> np.ndarray:

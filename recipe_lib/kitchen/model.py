@@ -142,7 +142,7 @@ def _tables() -> dict[str, np.ndarray]:
 
 
 def _choose(rng: np.random.Generator, logits: np.ndarray) -> np.ndarray:
-    """Logits (n, K) -> one draw a row (n,), by the Gumbel trick."""
+    """Logits (n, K) -> one draw per row (n,), by the Gumbel trick."""
     return np.argmax(logits + rng.gumbel(size=logits.shape), 1)
 
 

@@ -33,6 +33,9 @@ ANGLES = np.arange(4) * 1.57 + 0.35  # rotations of a dish's base: pieces turn w
 SCALES = np.float32([0.72, 0.86, 1.0, 1.16])  # sizes at which every form is drawn
 POSES = 6  # random shapes and rotations of every form
 SLOTS = 12  # lines of a recipe: staple, salient x 4, subtle x 3, invisible x 4
+SALIENT, SUBTLE = slice(1, 5), slice(5, 8)  # those that lie on the plate as pieces
+POURED, NOTHING = -1, -2  # in place of a piece's line: it is sauce, there is none
+AMOUNTS = np.array([0.65, 1.0, 1.4])  # share of a form's PIECES that little, middling and much make
 SMALL = 0.52  # subtle pieces are drawn this much smaller
 MANY = 14  # most pieces of one ingredient
 SAUCES = (17, 9)  # spoons of sauce at occlusion 1: among the salient pieces, and on top of everything
@@ -50,7 +53,7 @@ class Scene:
         small: (M,) True where a column holds subtle pieces.
         place: (n, M, 2) dish coordinates.
         colour: (n, M, 2, 3) flesh and accent, 0..255.
-        slot: (n, M) line that a piece belongs to, -1 for sauce.
+        slot: (n, M) line that a piece belongs to, POURED for sauce and where there is none.
         crop: (n, 4) offsets into the table cloth, mirrorings, in [0, 1).
         camera: (n, 7) gains of r, g, b, slopes of the light in x and y, blur in [0, 1], grain in 0..255.
         grain: (n,) offset in [0, 1) into the tape of camera noise.
@@ -110,51 +113,83 @@ def arrange(rng, style, dish, form, scale, amount, colour, occlusion: float, noi
         noise: strength of grain, light and blur, 0..1.
     """
     n, turn = len(dish), rng.integers(len(ANGLES), size=len(dish))
-    count = np.rint(PIECES[form] * np.array([0.65, 1.0, 1.4])[amount]) * (form >= 0)
-
-    def pile(first, last):  # slot and place of every piece of some lines, bottom first; slot -2 where there is none
-        slot = np.broadcast_to(np.arange(first, last)[:, None], (n, last - first, MANY)).reshape(n, -1)
-        exists = (np.arange(MANY) < count[:, first:last, None]).reshape(n, -1)
-        rank = np.argsort(np.where(exists, rng.random(exists.shape), 2), 1)
-        total = np.maximum(exists.sum(1, keepdims=True), 1)
-        place = _places(np.broadcast_to(np.arange(rank.shape[1]), rank.shape), total, dish, turn, rng)
-        return np.take_along_axis(np.where(exists, slot, -2), rank, 1), place
-
-    def pour(most):  # more occlusion adds spoons, and moves none
-        order = rng.permuted(np.tile(np.arange(most), (n, 1)), axis=1)
-        place = _places(order, np.full((n, 1), most), dish, turn, rng)
-        return np.where(rng.random((n, most)) < occlusion, -1, -2), place
-
-    layers = [pile(1, 5), pour(SAUCES[0]), pile(5, 8), pour(SAUCES[1])]
+    count = np.rint(PIECES[form] * AMOUNTS[amount]) * (form >= 0)
+    layers = [
+        _pile(rng, SALIENT, count, dish, turn),
+        _pour(rng, SAUCES[0], occlusion, dish, turn),
+        _pile(rng, SUBTLE, count, dish, turn),
+        _pour(rng, SAUCES[1], occlusion, dish, turn),
+    ]
     slot, place = (np.concatenate(parts, 1) for parts in zip(*layers, strict=True))
-    small = np.repeat([False, False, True, False], [layer[0].shape[1] for layer in layers])
-    depth = rng.random(slot.shape)  # sauce and salient pieces lie in any order; the rest stays on top
-    late = layers[0][0].shape[1] + SAUCES[0]
-    depth[:, late:] = 1 + np.arange(slot.shape[1] - late)
-    depth[:, :late][slot[:, :late] == -2] = 1
-    rank = np.argsort(depth, 1, kind="stable")
-    larger, pose, own = (rng.integers(high, size=slot.shape) for high in (2, POSES, 3))
-    sprite = (np.where(slot >= 0, np.take_along_axis(scale, np.maximum(slot, 0), 1), own) + larger) * POSES + pose
-    slot, sprite = np.take_along_axis(slot, rank, 1), np.take_along_axis(sprite, rank, 1)
-    place = np.take_along_axis(place, rank[..., None], 1)
-    food, owner = slot >= 0, np.maximum(slot, 0)
-    ladle = np.array([rgb(sauce) for _, sauce, *_ in DISHES.values()])[dish, None, None]
-    pigment = np.where(food[..., None, None], np.take_along_axis(colour, owner[..., None, None], 1), ladle)
+    widths = [layer[0].shape[1] for layer in layers]
+    order = _bottom_first(rng, slot, widths[0] + widths[1])
+    sprite = np.take_along_axis(_sprites(rng, slot, scale), order, 1)
+    slot, place = np.take_along_axis(slot, order, 1), np.take_along_axis(place, order[..., None], 1)
     return Scene(
         style=style,
         dish=dish,
         turn=turn,
         centre=0.5 + rng.uniform(-0.035, 0.035, (n, 2)),
-        form=np.where(food, np.take_along_axis(form, owner, 1), np.where(slot == -1, FORMS.index(SAUCE), -1)),
+        form=_forms(slot, form),
         sprite=sprite,
-        small=small,
+        small=np.repeat([False, False, True, False], widths),
         place=place,
-        colour=pigment.astype(np.float32),
-        slot=np.maximum(slot, -1),
+        colour=_colours(slot, colour, dish),
+        slot=np.maximum(slot, POURED),
         crop=rng.random((n, 4)),
         camera=_camera(rng, n, noise),
         grain=rng.random(n),
     )
+
+
+def _pile(rng, lines: slice, count: np.ndarray, dish: np.ndarray, turn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Slot (n, M) and place (n, M, 2) of the pieces of some lines, count (n, SLOTS) of each, shuffled."""
+    numbers, n = np.arange(SLOTS)[lines], len(dish)
+    slot = np.broadcast_to(numbers[:, None], (n, len(numbers), MANY)).reshape(n, -1)
+    exists = (np.arange(MANY) < count[:, lines, None]).reshape(n, -1)
+    shuffled = np.argsort(np.where(exists, rng.random(exists.shape), 2), 1)  # those that exist first
+    total = np.maximum(exists.sum(1, keepdims=True), 1)
+    place = _places(np.broadcast_to(np.arange(shuffled.shape[1]), shuffled.shape), total, dish, turn, rng)
+    return np.take_along_axis(np.where(exists, slot, NOTHING), shuffled, 1), place
+
+
+def _pour(rng, spoons: int, occlusion: float, dish: np.ndarray, turn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Slot (n, spoons) and place (n, spoons, 2) of spoons of sauce: more occlusion adds some, and moves none."""
+    n = len(dish)
+    order = rng.permuted(np.tile(np.arange(spoons), (n, 1)), axis=1)
+    place = _places(order, np.full((n, 1), spoons), dish, turn, rng)
+    return np.where(rng.random((n, spoons)) < occlusion, POURED, NOTHING), place
+
+
+def _bottom_first(rng, slot: np.ndarray, mixed: int) -> np.ndarray:
+    """Columns (n, M) from the bottom up: the first `mixed` lie in any order, the rest on top as they come."""
+    depth = rng.random(slot.shape)
+    depth[:, mixed:] = 1 + np.arange(slot.shape[1] - mixed)
+    depth[:, :mixed][slot[:, :mixed] == NOTHING] = 1
+    return np.argsort(depth, 1, kind="stable")
+
+
+def _sprites(rng, slot: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Scene.sprite (n, M): a random pose, and a size that is the line's own or one up; sauce has any."""
+    larger, pose, any_size = (rng.integers(high, size=slot.shape) for high in (2, POSES, 3))
+    return (np.where(slot >= 0, _of_line(scale, slot), any_size) + larger) * POSES + pose
+
+
+def _forms(slot: np.ndarray, form: np.ndarray) -> np.ndarray:
+    """Scene.form (n, M): that of the line, SAUCE where it was poured, -1 where there is nothing."""
+    return np.where(slot >= 0, _of_line(form, slot), np.where(slot == POURED, FORMS.index(SAUCE), -1))
+
+
+def _colours(slot: np.ndarray, colour: np.ndarray, dish: np.ndarray) -> np.ndarray:
+    """Scene.colour (n, M, 2, 3): that of the line, or of the dish's sauce."""
+    sauce = np.array([rgb(code) for _, code, *_ in DISHES.values()])[dish, None, None]
+    return np.where((slot >= 0)[..., None, None], _of_line(colour, slot), sauce).astype(np.float32)
+
+
+def _of_line(values: np.ndarray, slot: np.ndarray) -> np.ndarray:
+    """What each piece takes from its line: values (n, SLOTS, ...) -> (n, M, ...); of no use where there is no line."""
+    line = np.maximum(slot, 0)
+    return np.take_along_axis(values, line.reshape(*line.shape, *[1] * (values.ndim - 2)), 1)
 
 
 def _camera(rng: np.random.Generator, n: int, noise: float) -> np.ndarray:
@@ -165,7 +200,7 @@ def _camera(rng: np.random.Generator, n: int, noise: float) -> np.ndarray:
 
 
 def _pixels(patch: int, over: int) -> tuple[np.ndarray, np.ndarray]:
-    """x and y, in pixels from the middle of a patch, of over x over samples a pixel."""
+    """x and y, in pixels from the middle of a patch, of over x over samples per pixel."""
     line = (np.arange(patch * over, dtype=np.float32) + 0.5) / over - patch / 2
     return np.meshgrid(line, line)
 

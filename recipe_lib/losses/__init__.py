@@ -1,4 +1,4 @@
-"""Losses, one a file."""
+"""Losses, one per file."""
 
 from recipe_lib.losses.asymmetric import asymmetric_loss, posterior
 from recipe_lib.losses.circle import circle_loss

@@ -171,7 +171,7 @@ def _honest_products() -> Iterator[None]:
 
 
 def _cells(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows and columns of the True cells of (m, n); eight cells a look, because few are."""
+    """Rows and columns of the True cells of (m, n); eight cells per look, because few are."""
     m, n = mask.shape
     if n % 8 or not mask.numel():
         return mask.nonzero(as_tuple=True)

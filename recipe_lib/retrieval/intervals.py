@@ -50,9 +50,9 @@ def mean_interval(
     """Mean of the seeds' means, with an interval over seeds (three or more) and queries.
 
     Args:
-        scores: (queries,) a seed, such as 1 where the rank is 1; for a paired comparison the differences of two systems
-            on the same queries, so that what makes a query hard for both cancels.
-        clusters: (queries,) integers a seed, equal for near-duplicates; default: every query is a cluster.
+        scores: (queries,) per seed, such as 1 where the rank is 1; for a paired comparison the differences of two
+            systems on the same queries, so that what makes a query hard for both cancels.
+        clusters: (queries,) integers per seed, equal for near-duplicates; default: every query is a cluster.
         own_queries: each seed has test queries of its own, as in a kitchen cooked anew; else all share them, in order.
         level: share of such intervals that hold the true mean.
         draws, seed: of the bootstrap.
@@ -75,7 +75,7 @@ def mean_interval(
 
 
 def _blocks(scores: list[np.ndarray], clusters: Sequence[np.ndarray] | None, own_queries: bool) -> list[_Block]:
-    """One block of all seeds, or one a seed where each has its own queries."""
+    """One block of all seeds, or one per seed where each has its own queries."""
     if clusters is None:
         clusters = [np.arange(len(row)) for row in scores]
     if not scores or not all(len(row) for row in scores):

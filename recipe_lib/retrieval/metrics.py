@@ -25,7 +25,7 @@ def cross_modal_ranks(
     """Exact pessimistic ranks of the true pairs, both directions, in one pass.
 
     The rank of a query is 1 + the number of other candidates at least as similar as the true one: a tie counts
-    against the model. Similarity is the cosine, in float64. With several embeddings a side it is minus the product of
+    against the model. Similarity is the cosine, in float64. With several embeddings per side it is minus the product of
     the distances 1 - cosine of the k-th image and the k-th recipe embedding; DAR++ (arXiv:2312.04763) is
     `(image, image, segments), (recipe, description, recipe)`. Memory O(N x D + block^2).
 

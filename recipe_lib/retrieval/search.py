@@ -20,8 +20,8 @@ FILES = ("index.faiss", "recipes.parquet")
 class SearchIndex:
     """Recipes by cosine similarity.
 
-    Kind "exact" keeps float32 vectors and scans all; "approximate" keeps a byte a number, in sqrt(N) clusters of which
-    it scans the nearest eighth: a quarter of the memory, similarities good to about 0.001.
+    Kind "exact" keeps float32 vectors and scans all; "approximate" keeps a byte per number, in sqrt(N) clusters of
+    which it scans the nearest eighth: a quarter of the memory, similarities good to about 0.001.
     """
 
     index: faiss.Index
@@ -34,7 +34,7 @@ class SearchIndex:
         n, d = embeddings.shape
         if not 0 < n == len(ids) == len(titles):
             raise ValueError(f"{n} embeddings, {len(ids)} ids and {len(titles)} titles must be equally many")
-        lists = max(1, min(isqrt(n), n // 39))  # k-means wants 39 vectors a cluster
+        lists = max(1, min(isqrt(n), n // 39))  # k-means wants 39 vectors per cluster
         if kind not in (kinds := {"exact": "Flat", "approximate": f"IVF{lists},SQ8"}):
             raise ValueError(f"kind of index {kind!r}; one of {', '.join(kinds)}")
         index = faiss.index_factory(d, kinds[kind], faiss.METRIC_INNER_PRODUCT)

@@ -96,10 +96,10 @@ def declared(notebooks: Sequence[Path]) -> dict[str, Parameter]:
     Raises:
         ParamsError: a cell cannot be read, or two notebooks declare one name differently.
     """
-    found: dict[str, Parameter] = {}
+    parameters: dict[str, Parameter] = {}
     for path in notebooks:
         for parameter in _declared_by(path):
-            earlier = found.get(parameter.name)
+            earlier = parameters.get(parameter.name)
             if earlier and (earlier.kind, earlier.item, earlier.default, earlier.constraint) != (
                 (parameter.kind, parameter.item, parameter.default, parameter.constraint)
             ):
@@ -108,8 +108,8 @@ def declared(notebooks: Sequence[Path]) -> dict[str, Parameter]:
                     f"{earlier.notebooks[0]}; make the two lines alike"
                 )
             names = (*(earlier.notebooks if earlier else ()), path.stem)
-            found[parameter.name] = Parameter(**{**vars(earlier or parameter), "notebooks": names})
-    return found
+            parameters[parameter.name] = Parameter(**{**vars(earlier or parameter), "notebooks": names})
+    return parameters
 
 
 def _declared_by(path: Path) -> list[Parameter]:

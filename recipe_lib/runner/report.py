@@ -94,7 +94,7 @@ def _verdict(path: Path) -> str:
 
 
 def _results(path: Path) -> dict | None:
-    """R@1 over the whole splits, a row a trained system: test-time controls and bags stay in the file."""
+    """R@1 over the whole splits, a row per trained system: test-time controls and bags stay in the file."""
     if not path.is_file():
         return None
     table = pd.read_csv(path, keep_default_na=False)

@@ -26,12 +26,25 @@ from recipe_lib.runner.params import Parameter
 from recipe_lib.runner.report import write_report
 
 
+def systems_imported(values: Mapping, lent: str = "") -> dict[str, set[str]]:
+    """Which files of recipe_lib/systems a stage imports by name, as `Reach` wants them; all where it cannot be told.
+
+    Args:
+        values: parameters of the study.
+        lent: another study, whose system the stage uses too.
+    """
+    if lent or "method" not in values:
+        return {}
+    bare = {"captions", "zero_shot"} if values["method"] == "dar" else set()
+    return {"recipe_lib.systems": {values["method"], *bare}}
+
+
 def stage_notebooks(root: Path) -> list[Path]:
     """The stages in order: notebooks/NN_name.ipynb."""
-    found = sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-    if not found:
+    notebooks = sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    if not notebooks:
         raise RunError(f"{root / 'notebooks'}: no notebook named NN_name.ipynb")
-    return found
+    return notebooks
 
 
 def position(stages: list[Path], wanted: str) -> int:
@@ -152,8 +165,10 @@ class Runner:
                     self.folder, record.get("artefacts", ()), record.get("contents", {})
                 )
                 earlier |= {name: state[-1] for name, state in record["contents"].items()}
-        reach = fingerprint.reached(path, Sources(Path(fingerprint.__file__).parents[1]))
-        inputs = fingerprint.stage_inputs(path, self._values_of(path.stem), earlier, reach)
+        sources = Sources(Path(fingerprint.__file__).parents[1])
+        own = self._values_of(path.stem)
+        reach = fingerprint.reached(path, sources, systems_imported(self.values, own.get("distances_from", "")))
+        inputs = fingerprint.stage_inputs(path, own, earlier, reach)
         self.inputs[path.stem], self.packages[path.stem] = inputs, reach.packages
         return fingerprint.why_run(self.folder, path.stem, records.get(path.stem), inputs)
 

@@ -1,6 +1,6 @@
 """A cookbook of one's own: a folder of recipes in any mix of four formats, with photos beside them.
 
-    *.jsonl, *.ndjson   one object a line: title, ingredients, instructions, images, id
+    *.jsonl, *.ndjson   one object per line: title, ingredients, instructions, images, id
     *.csv, *.tsv        the same names in the header; lists on lines of their own in the cell, or between '|'
     *.json, *.jsonld    schema.org/Recipe, anywhere in the file
     *.md, *.markdown    YAML front matter and / or sections Ingredients and Instructions / Directions / Method / Steps

@@ -1,6 +1,6 @@
 """The four file formats of a cookbook folder: each reader turns one file into raw fields, which `cookbook` then judges.
 
-A reader yields (line number or None, fields) a recipe. `fields` is a dict of id, title, ingredients, instructions and
+A reader yields (line number or None, fields) per recipe. `fields` is a dict of id, title, ingredients, instructions and
 images as the file has them, of any type, or a text that says why there is none. A file that cannot be parsed at all is
 a `DataError` with file and line; of JSON lines each stands for itself.
 """
@@ -37,7 +37,7 @@ _TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
 
 
 def read_json_lines(path: Path) -> Iterator[Fields]:
-    """One object a line."""
+    """One object per line."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
@@ -137,19 +137,19 @@ def read_markdown(path: Path) -> Iterator[Fields]:
     if not isinstance(front, dict):
         yield None, "front matter is not made of lines 'name: value'"
         return
-    fields, found = _named(front), _sections(body)
-    if fields or found["ingredients"] or found["instructions"]:
-        images = [*_as_list(fields.get("images")), *found["images"]]
+    fields, sections = _named(front), _sections(body)
+    if fields or sections["ingredients"] or sections["instructions"]:
+        images = [*_as_list(fields.get("images")), *sections["images"]]
         yield (
             None,
-            found | {name: value for name, value in fields.items() if value not in ("", None)} | {"images": images},
+            sections | {name: value for name, value in fields.items() if value not in ("", None)} | {"images": images},
         )
 
 
 def _sections(body: str) -> dict[str, Any]:
     """Title, photos and the two lists of a markdown text. A heading below a section's own level stays inside it."""
-    found: dict[str, Any] = {"title": None, "ingredients": [], "instructions": []}
-    found["images"] = [bracketed or plain for bracketed, plain in _PHOTO.findall(body)]
+    sections: dict[str, Any] = {"title": None, "ingredients": [], "instructions": []}
+    sections["images"] = [bracketed or plain for bracketed, plain in _PHOTO.findall(body)]
     section, level, goes_on = None, 7, False
     for line in _PHOTO.sub("", body).splitlines():
         if heading := _HEADING.match(line):
@@ -157,16 +157,16 @@ def _sections(body: str) -> dict[str, Any]:
             known = _SECTIONS.get((re.findall(r"\w+", name.lower()) or [""])[0])
             if known or len(heading.group(1)) <= level:
                 section, level = known, len(heading.group(1))
-            found["title"] = found["title"] or (None if known else name)
+            sections["title"] = sections["title"] or (None if known else name)
         elif section and line.strip():
             marker = _MARKER.match(line)
             text = _LINK.sub(r"\1", line[marker.end() if marker else 0 :]).replace("**", "").strip()
             if goes_on and section == "instructions" and not marker:
-                found[section][-1] += f" {text}"  # a paragraph of several lines is one step
+                sections[section][-1] += f" {text}"  # a paragraph of several lines is one step
             else:
-                found[section].append(text)
+                sections[section].append(text)
         goes_on = bool(line.strip()) and not heading
-    return found
+    return sections
 
 
 def _named(fields: dict) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def _split_lists(folder: Path) -> dict[str, str] | None:
             try:
                 words = path.read_text(encoding="utf-8-sig").split()
             except UnicodeDecodeError:
-                raise DataError(f"{path}: not UTF-8 text; it must hold one id a line") from None
+                raise DataError(f"{path}: not UTF-8 text; it must hold one id per line") from None
             for word in words:
                 if not ID.fullmatch(word):
                     raise DataError(f"{path}: {shown(word)} is no id of 10 hexadecimal digits; correct the list")

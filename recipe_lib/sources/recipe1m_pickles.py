@@ -143,12 +143,12 @@ def _read_file(path: Path, labels: _Labels | None, assembly: Assembly) -> Iterat
             if not isinstance(id, str) or not _ID.fullmatch(id):
                 raise Skip(f"id is {shown(id)}, must be letters, digits, '_' and '-', 64 at most")
             title, lines, steps, photos, description = _fields(fields)
-            names, more = None, []
+            names, left_over = None, []
             if labels:
                 own = None if given is None else _of(given, id, [])
-                found, more = _line_labels(lines, labels, own, positions and _of(positions, id, None))
-                names = [";".join(labels.names[label] for label in line) or None for line in found]
-                names += [labels.names[label] for label in more]
+                classes, left_over = _line_labels(lines, labels, own, positions and _of(positions, id, None))
+                names = [";".join(labels.names[label] for label in line) or None for line in classes]
+                names += [labels.names[label] for label in left_over]
             recipe = assembly.recipe(
                 id, path.stem.removesuffix("_noimages"), title, lines, steps,
                 assembly.good_photos(where, photos), names, description,
@@ -156,7 +156,7 @@ def _read_file(path: Path, labels: _Labels | None, assembly: Assembly) -> Iterat
         except Skip as reason:
             assembly.report.skipped.append(f"{where}: {reason}")
             continue
-        assembly.report.labels_without_line += len(more)
+        assembly.report.labels_without_line += len(left_over)
         yield recipe
 
 
@@ -192,15 +192,15 @@ def _line_labels(
     """
     allowed = labels.names if given is None else set(given)
     if positions is None:
-        found = [labels.of_line(line, allowed) for line in lines]
+        classes = [labels.of_line(line, allowed) for line in lines]
     else:
-        found = [[] for _ in lines]
+        classes = [[] for _ in lines]
         for position, label in dict.fromkeys(positions):
             if position < len(lines) and lines[position] and label in allowed:
-                found[position].append(label)
+                classes[position].append(label)
         given = [label for _, label in positions] if given is None else given
-    there = {label for line in found for label in line}
-    return found, [label for label in dict.fromkeys(given or ()) if label not in there]
+    taken = {label for line in classes for label in line}
+    return classes, [label for label in dict.fromkeys(given or ()) if label not in taken]
 
 
 def _read_labels(path: Path, labels: _Labels) -> dict[str, list[int]] | None:

@@ -1,6 +1,6 @@
 """More than one device: `training.train` starts torchrun, whose processes run `training.fit` under Lightning DDP.
 
-    notebook, in train() -> launcher (torchrun) -> one worker a device
+    notebook, in train() -> launcher (torchrun) -> one worker per device
 
 Each process is killed with the one that started it, by whatever signal that ends (Linux): no orphan goes on writing.
 

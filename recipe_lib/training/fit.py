@@ -1,4 +1,4 @@
-"""Training by Lightning: one checkpoint file an epoch, resume with the same numbers, best weights by validation score.
+"""Training by Lightning: one checkpoint file per epoch, resume with the same numbers, best weights by validation score.
 
 On several devices every process runs `fit`, the one loop there is; `distributed` starts them and `train` waits.
 """
@@ -167,11 +167,11 @@ def learning_rate(config: TrainingConfig, done: float, scores: Sequence[float] =
 class TrainingTask(L.LightningModule):
     """Turns of a system's players, their optimizers, and validation.
 
-    One player: one backward pass a step. Several, as in a game: each in its turn, with the others' parameters held
+    One player: one backward pass per step. Several, as in a game: each in its turn, with the others' parameters held
     fixed, so that no gradient of one reaches another.
 
     Args:
-        scores: validation scores of the epochs so far, as the `Recorder` has them.
+        scores: validation scores of the epochs so far, as the `EpochCheckpoint` has them.
     """
 
     def __init__(self, system: System, config: TrainingConfig, scores: Callable[[], Sequence[float]] = tuple):
@@ -260,7 +260,7 @@ class TrainingTask(L.LightningModule):
         return [kind(parameters, **options) for parameters in self.system.players().values()]
 
 
-class Recorder(Checkpoint):
+class EpochCheckpoint(Checkpoint):
     """After each epoch: a row of history, the best weights so far, and all of it in one file.
 
     One file, renamed into place, cannot disagree with itself: whenever the run dies, the last whole epoch is there
@@ -328,7 +328,7 @@ def train(
         kept: folder of what several trainings share: features of segments, by `segment_features`; default: `folder`.
 
     Returns:
-        history, a row an epoch.
+        history, a row per epoch.
 
     Raises:
         RuntimeError: a process on one of several devices failed.
@@ -407,11 +407,11 @@ def fit(
     if config.world > 1 and devices.device() == "cuda":
         # torch has none for CPUs. timm's, for torch's own drops the activation of timm's BatchNormAct2d.
         system = convert_sync_batchnorm(system).train()  # what is frozen goes back to evaluation mode
-    recorder = Recorder(folder / "last.ckpt", config)
-    task = TrainingTask(system, config, recorder.scores)
-    # The notebook prints one line an epoch; Lightning's banners would drown it.
+    checkpoint = EpochCheckpoint(folder / "last.ckpt", config)
+    task = TrainingTask(system, config, checkpoint.scores)
+    # The notebook prints one line per epoch; Lightning's banners would drown it.
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    trainer = make_trainer(config, folder, [recorder])
+    trainer = make_trainer(config, folder, [checkpoint])
     with warnings.catch_warnings():
         # "does not have many workers": the number of workers is a parameter of the run.
         warnings.simplefilter("ignore", PossibleUserWarning)
@@ -419,9 +419,9 @@ def fit(
         warnings.simplefilter("ignore", FutureWarning)
         loaders = _loaders(system, store, config, segments, trainer.global_rank, trainer.world_size)
         trainer.fit(task, *loaders, ckpt_path=resume, weights_only=True)
-    history = pd.DataFrame(recorder.history)
+    history = pd.DataFrame(checkpoint.history)
     if trainer.is_global_zero:
-        system.load_state_dict(recorder.best)
+        system.load_state_dict(checkpoint.best)
         save_system(system, folder)
         atomic_write_text(folder / "history.csv", history.to_csv(index=False))
     return history
@@ -488,7 +488,7 @@ def _loaders(
     texts = len(text) if text else 0
     batches = PairedBatches(len(pairs), config.batch_size, text_only=texts, seed=config.seed, **share)
     if not len(batches):
-        raise ValueError(f"{len(pairs)} training pairs: a batch needs two to hold a negative, and one a device")
+        raise ValueError(f"{len(pairs)} training pairs: a batch needs two to hold a negative, and one per device")
     return (
         loader(train_set, batches, config.num_workers),
         loader(StudyDataset(val, config.crop_size), InOrder(len(val), config.batch_size, **share), config.num_workers),

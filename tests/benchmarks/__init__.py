@@ -22,7 +22,7 @@ def side_by_side(
             work()
             if run:
                 times[name].append(clock() - start)
-    return {name: median(found) for name, found in times.items()}
+    return {name: median(seconds) for name, seconds in times.items()}
 
 
 def in_child(module: str, *arguments: object) -> dict:
@@ -31,10 +31,10 @@ def in_child(module: str, *arguments: object) -> dict:
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
 
 
-def finish(**found: object) -> None:
-    """The end of a child: its findings and its peak memory in GB (Linux: ru_maxrss would include the parent's)."""
+def finish(**figures: object) -> None:
+    """The end of a child: its figures and its peak memory in GB (Linux: ru_maxrss would include the parent's)."""
     peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    print(json.dumps(found | {"gb": int(peak.split()[1]) * 1024 / 1e9}))
+    print(json.dumps(figures | {"gb": int(peak.split()[1]) * 1024 / 1e9}))
 
 
 def table(rows: list[dict]) -> str:

@@ -90,9 +90,9 @@ def main() -> None:
         for way, loops in times:
             times[way, loops].append(measure(way, args.steps, loops))
     for way in WAYS:
-        found = {loops: 1000 * median(times[way, loops]) for loops in args.loops}
-        row = {"threads wait": way} | {f"ms beside {loops}": value for loops, value in found.items()}
-        rows.append(row | {f"x own at {loops}": value / found[args.loops[0]] for loops, value in found.items()})
+        ms = {loops: 1000 * median(times[way, loops]) for loops in args.loops}
+        row = {"threads wait": way} | {f"ms beside {loops}": value for loops, value in ms.items()}
+        rows.append(row | {f"x own at {loops}": value / ms[args.loops[0]] for loops, value in ms.items()})
     print(f"{os.cpu_count()} cores, load before {os.getloadavg()[0]:.1f}\n\n{table(rows)}")
 
 

@@ -181,10 +181,10 @@ def main() -> None:
             print(f"seed {number} ({place}: {row}", flush=True)
             ranks[row] = seed.ranks(row)
         seeds.append(ranks)
-        found = summary(seeds)  # after each seed: the rest may be long
-        print("\n" + table(found.to_dict("records")) + "\n", flush=True)
+        rows = summary(seeds)  # after each seed: the rest may be long
+        print("\n" + table(rows.to_dict("records")) + "\n", flush=True)
         if args.csv:
-            atomic_write_text(args.csv.resolve(), found.to_csv(index=False))
+            atomic_write_text(args.csv.resolve(), rows.to_csv(index=False))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""A training step of DAR: shared towers and kept segment features against a tower an encoder and nothing kept.
+"""A training step of DAR: shared towers and kept segment features against a tower per encoder and nothing kept.
 
     python -m tests.benchmarks.dar_step [--model ViT-B-16] [--batch 8] [--steps 3] [--device cpu]
 
 Both have the same weights and the same batch, so the same loss: the last column shows that nothing else differs. The
-straightforward version is the released code's: six towers, every recipe padded to 15 sentences of 20 tokens an
-ingredient list and an instruction list, four segments a photo encoded at every step. Each runs in a process of its own.
+straightforward version is the released code's: six towers, every recipe padded to 15 sentences of 20 tokens per
+ingredient list and per instruction list, four segments per photo encoded at every step. Each runs in a process of
+its own.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ SENTENCES, TOKENS, SEGMENTS = 15, 20, 4
 
 
 def recipe_batch(batch: int, rng: np.random.Generator) -> RecipeBatch:
-    """About 9 ingredient lines of 5 words and 9 steps of 13 words a recipe, as in Recipe1M."""
+    """About 9 ingredient lines of 5 words and 9 steps of 13 words per recipe, as in Recipe1M."""
 
     def texts(count: int, words: int) -> list[str]:
         return [" ".join(rng.choice(WORDS, n)) for n in rng.integers(words // 2, 2 * words, count)]
@@ -51,7 +52,7 @@ def recipe_batch(batch: int, rng: np.random.Generator) -> RecipeBatch:
 
 
 class PaddedRecipeEncoder(DARRecipeEncoder):
-    """A tower a component; every place of the padded recipe is encoded, at the full length."""
+    """A tower per component; every place of the padded recipe is encoded, at the full length."""
 
     def separate(self) -> None:
         self.towers = nn.ModuleDict({name: copy.deepcopy(self.tower) for name in self.adapters})
@@ -77,7 +78,7 @@ def plain_text(tower: TextTower, tokens: Tensor, adapters: Adapters) -> Tensor:
 
 
 def measure(version: str, model: str, batch: int, steps: int, device: str) -> tuple[float, float, float]:
-    """Median seconds a step (of the CPU, on a CPU), peak GB, loss of the first step."""
+    """Median seconds per step (of the CPU, on a CPU), peak GB, loss of the first step."""
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     image, text = clip_towers(model)
@@ -98,7 +99,7 @@ def measure(version: str, model: str, batch: int, steps: int, device: str) -> tu
         }
     )
     if version == "separate":
-        # As modules of their own, which is what a tower an encoder means.
+        # As modules of their own, which is what a tower per encoder means.
         for name in ("description", "segment"):
             encoders[name].add_module("own", copy.deepcopy(encoders[name].tower))
             object.__setattr__(encoders[name], "tower", encoders[name].own)

@@ -32,7 +32,7 @@ BATCH = 64
 
 
 class Items(Dataset):
-    """One recipe an item, everything made anew."""
+    """One recipe per item, everything made anew."""
 
     def __init__(self, recipes: list[Recipe], tokenizer):
         self.recipes, self.tokenizer = recipes, tokenizer
@@ -97,18 +97,18 @@ def main() -> None:
         ours = loader(StudyDataset(split, 224, augment=True), PairedBatches(len(split), BATCH))
         items = Items([r for r in recipes if r.id in wanted], store.tokenizer)
         plain = DataLoader(items, BATCH, shuffle=True, collate_fn=collate, drop_last=True)
-        found: dict[str, list[float]] = {"straightforward": [], "store": []}
+        rates: dict[str, list[float]] = {"straightforward": [], "store": []}
         for round_ in range(args.rounds + 1):
             for name, batches in (("straightforward", plain), ("store", ours)):
                 began, count = time.perf_counter(), 0
                 for batch in batches:
                     count += len(batch[0]) if isinstance(batch, list | tuple) else len(batch.rows)
                 if round_:  # the first round warms the caches
-                    found[name].append(count / (time.perf_counter() - began))
+                    rates[name].append(count / (time.perf_counter() - began))
     print("| loader | pairs/s, one process | |\n|---|---|---|")
-    base = statistics.median(found["straightforward"])
-    for name, rates in found.items():
-        print(f"| {name} | {statistics.median(rates):.0f} | {statistics.median(rates) / base:.1f} x |")
+    base = statistics.median(rates["straightforward"])
+    for name, own in rates.items():
+        print(f"| {name} | {statistics.median(own):.0f} | {statistics.median(own) / base:.1f} x |")
 
 
 if __name__ == "__main__":

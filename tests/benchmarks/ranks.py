@@ -50,11 +50,11 @@ def released(a: Tensor, b: Tensor) -> tuple[np.ndarray, np.ndarray]:
     distances = pairwise_distances(a.numpy(), b.numpy(), metric="cosine")
     ranks = []
     for matrix in (distances, distances.T):
-        found = np.empty(len(matrix), np.int64)
+        own = np.empty(len(matrix), np.int64)
         for i, row in enumerate(matrix):
             np.argpartition(row, 10)[:10]
-            found[i] = (row <= row[i]).sum()
-        ranks.append(found)
+            own[i] = (row <= row[i]).sum()
+        ranks.append(own)
     return ranks[0], ranks[1]
 
 
@@ -92,7 +92,7 @@ def child(*given: object) -> dict:
 
 def growth(kind: str, d: int, sizes: list[int], plot: Path | None) -> list[dict]:
     """Time and memory by number of pairs, and a picture of them."""
-    found = [child("ranks", kind, n, d) for n in sizes]
+    measured = [child("ranks", kind, n, d) for n in sizes]
     if plot:
         import matplotlib
 
@@ -101,13 +101,13 @@ def growth(kind: str, d: int, sizes: list[int], plot: Path | None) -> list[dict]
 
         _, panes = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
         for pane, key, label in zip(panes, ("seconds", "gb"), ("seconds", "peak memory, GB"), strict=True):
-            pane.loglog(sizes, [row[key] for row in found], "o-")
+            pane.loglog(sizes, [row[key] for row in measured], "o-")
             pane.set(xlabel="pairs N", ylabel=label)
             pane.grid(alpha=0.3, which="both")
-        panes[0].loglog(sizes, [found[-1]["seconds"] * (n / sizes[-1]) ** 2 for n in sizes], ":", label="N²")
+        panes[0].loglog(sizes, [measured[-1]["seconds"] * (n / sizes[-1]) ** 2 for n in sizes], ":", label="N²")
         panes[0].legend()
         plt.savefig(plot, dpi=120)
-    return [{"N": n, "seconds": row["seconds"], "peak GB": row["gb"]} for n, row in zip(sizes, found, strict=True)]
+    return [{"N": n, "seconds": row["seconds"], "peak GB": row["gb"]} for n, row in zip(sizes, measured, strict=True)]
 
 
 if __name__ == "__main__":

@@ -38,12 +38,12 @@ SIZES = {
 
 def grids(recipes: RecipeBatch) -> list[Tensor]:
     """Token ids (B, L), (B, S, L), (B, T, L) of the components, padded to the longest of the batch."""
-    found = []
+    padded_ids = []
     for name in COMPONENTS:
         rows = getattr(recipes, name)
         tokens = recipes.tokens[rows.clamp(min=0)] * (rows >= 0).unsqueeze(-1)
-        found.append(tokens[..., : int((tokens != 0).sum(-1).max())])
-    return found
+        padded_ids.append(tokens[..., : int((tokens != 0).sum(-1).max())])
+    return padded_ids
 
 
 def padded(encoder: nn.Module, recipes: RecipeBatch) -> Tensor:
@@ -93,8 +93,8 @@ def training(store: Store, size: str, batches: int, clock) -> list[dict]:
     seconds = side_by_side(works, batches, clock)
     base = seconds["padded, float32"]
     return [
-        {"size": size, "step of 64 recipes": name, "seconds": found, "speed": f"{base / found:.1f} x"}
-        for name, found in seconds.items()
+        {"size": size, "step of 64 recipes": name, "seconds": median, "speed": f"{base / median:.1f} x"}
+        for name, median in seconds.items()
     ]
 
 

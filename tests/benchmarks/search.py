@@ -40,10 +40,10 @@ def measure(kind: str, n: int, d: int, clusters: int, photos: int, folder: Path)
     start = time.perf_counter()
     index = SearchIndex.load(folder)
     loaded = time.perf_counter() - start
-    times, found = [], []
+    times, hits = [], []
     for query in queries:
         start = time.perf_counter()
-        found.append(index.search(query[None])[0][0].tolist())
+        hits.append(index.search(query[None])[0][0].tolist())
         times.append(1e3 * (time.perf_counter() - start))
     size = sum(file.stat().st_size for file in folder.iterdir()) / 1e9
     finish(
@@ -52,7 +52,7 @@ def measure(kind: str, n: int, d: int, clusters: int, photos: int, folder: Path)
         file=size,
         median=float(np.median(times)),
         slow=float(np.quantile(times, 0.95)),
-        found=found,
+        hits=hits,
     )
 
 
@@ -68,13 +68,13 @@ if __name__ == "__main__":
     if given.child:
         measure(given.child[0], *sizes, Path(given.child[1]))
         raise SystemExit
-    rows, found = [], {}
+    rows, hits = [], {}
     for kind in ("exact", "approximate"):
         with tempfile.TemporaryDirectory() as folder:
             options = [f"--{name}={value}" for name, value in zip(("n", "d", "clusters", "photos"), sizes, strict=True)]
             row = in_child("tests.benchmarks.search", *options, "--child", kind, folder)
-        found[kind] = row.pop("found")
-        hits = [len(set(a) & set(b)) / len(a) for a, b in zip(found["exact"], found[kind], strict=True)]
+        hits[kind] = row.pop("hits")
+        shares = [len(set(a) & set(b)) / len(a) for a, b in zip(hits["exact"], hits[kind], strict=True)]
         rows.append(
             {
                 "index": kind,
@@ -83,7 +83,7 @@ if __name__ == "__main__":
                 "file GB": row["file"],
                 "one photo ms": row["median"],
                 "95 % ms": row["slow"],
-                "recall@10": float(np.mean(hits)),
+                "recall@10": float(np.mean(shares)),
                 "peak GB": row["gb"],
             }
         )

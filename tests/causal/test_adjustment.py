@@ -23,10 +23,10 @@ def seeded(seed=0):
 def test_dictionary_equals_loops():
     features, classes = torch.randn(50, 6, generator=seeded()), torch.arange(50) % 4
     batches = [(features[:7], classes[:7]), (features[7:], classes[7:])]
-    found = ingredient_dictionary(batches, ["a", "b", "c", "d"])
+    dictionary = ingredient_dictionary(batches, ["a", "b", "c", "d"])
     for k in range(4):
         own = [features[i] for i in range(50) if classes[i] == k]
-        torch.testing.assert_close(found[k], sum(own) / len(own))
+        torch.testing.assert_close(dictionary[k], sum(own) / len(own))
 
 
 def test_unseen_ingredient_is_named():

@@ -58,8 +58,8 @@ def test_every_recipe_with_a_photo_is_described(folder, tmp_path):
     split = Store(folder).split("train")
     expected = [describe_cues(f"Soup {i}", split.recipe(i)["ingredients"], ["Chop.", "Boil 3 cups."]) for i in range(3)]
     assert split.descriptions == expected
-    found, whole = split.description_tokens(np.array([2, 0])), clip_tokens([expected[2], expected[0]], CONTEXT).numpy()
-    assert (found == whole[:, : found.shape[1]]).all() and not whole[:, found.shape[1] :].any()
+    tokens, whole = split.description_tokens(np.array([2, 0])), clip_tokens([expected[2], expected[0]], CONTEXT).numpy()
+    assert (tokens == whole[:, : tokens.shape[1]]).all() and not whole[:, tokens.shape[1] :].any()
 
 
 def test_a_language_model_describes_and_its_cache_serves_again(folder, tmp_path, monkeypatch):
@@ -94,9 +94,9 @@ def test_segments_lie_beside_their_photos(folder):
     for row, which in [(0, 0), (1, 0), (1, 1), (1, 2), (2, 0)]:
         photo = np.asarray(Image.open(io.BytesIO(split.photo(row, which))))
         expected = [cut(photo, segment, 56) for segment in superpixel_segments(photo, n=3)]
-        found = [np.asarray(Image.open(io.BytesIO(jpeg))) for jpeg in split.segments(row, which)]
-        assert len(found) == len(expected) == split.segment_counts[split.photo_start[row] + which]
-        for a, b in zip(found, expected, strict=True):
+        kept = [np.asarray(Image.open(io.BytesIO(jpeg))) for jpeg in split.segments(row, which)]
+        assert len(kept) == len(expected) == split.segment_counts[split.photo_start[row] + which]
+        for a, b in zip(kept, expected, strict=True):
             assert np.abs(a.astype(int) - b).mean() < 8, "the same but for JPEG"
     assert split.segments(2) == split.segments(1, 2) == [] and len(split.segments(0)) > 0
     assert [len(store.split(s).segments(0, 1)) for s in ("val", "test")] == [0, 0], "read by nobody, so not cut"

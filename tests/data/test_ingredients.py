@@ -92,9 +92,9 @@ def test_agreement_with_the_shared_detections():
     layers = [json.loads((SHARED / "recipe1m_layout" / name).read_text()) for name in ("layer1.json", "det_ingrs.json")]
     lines = {recipe["id"]: [item["text"] for item in recipe["ingredients"]] for recipe in layers[0]}
     pairs = [
-        (ingredient_name(line), found["text"])
+        (ingredient_name(line), detected["text"])
         for recipe in layers[1]
-        for line, found, valid in zip(lines[recipe["id"]], recipe["ingredients"], recipe["valid"], strict=True)
+        for line, detected, valid in zip(lines[recipe["id"]], recipe["ingredients"], recipe["valid"], strict=True)
         if valid
     ]
     same = sum(ours == theirs for ours, theirs in pairs)

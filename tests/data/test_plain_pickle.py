@@ -72,9 +72,9 @@ def test_arrays(tmp_path, array, protocol, core):
         if protocol > 3:  # the frame is a byte shorter, or two
             data = pickle.dumps(None, protocol)[:2] + data[11:]
     plain = read(tmp_path, data)
-    for found in (plain["a"], plain["b"][0]):
-        assert type(found) is np.ndarray and found.dtype.str[1:] == array.dtype.str[1:] and (found == array).all()
-        assert found.shape == array.shape and as_list(found) == array.tolist()
+    for loaded in (plain["a"], plain["b"][0]):
+        assert type(loaded) is np.ndarray and loaded.dtype.str[1:] == array.dtype.str[1:] and (loaded == array).all()
+        assert loaded.shape == array.shape and as_list(loaded) == array.tolist()
 
 
 class Calls:

@@ -26,13 +26,13 @@ def disc(radius=0.3, inside=(220, 40, 30), outside=(240, 240, 235), size=64):
 
 
 def test_a_dish_has_several_parts_and_they_are_its_food(dishes):
-    found = [superpixel_segments(dish) for dish in dishes]
-    counts = np.array([len(segments) for segments in found])
+    parts = [superpixel_segments(dish) for dish in dishes]
+    counts = np.array([len(segments) for segments in parts])
     assert counts.max() == 4 and counts.min() >= 1 and (counts >= 2).mean() > 0.9
-    coverage = np.mean([np.any([s.mask for s in segments], axis=0) for segments in found], axis=0)
+    coverage = np.mean([np.any([s.mask for s in segments], axis=0) for segments in parts], axis=0)
     corners = np.mean([coverage[y : y + 8, x : x + 8].mean() for y in (0, 56) for x in (0, 56)])
     assert coverage[20:44, 20:44].mean() > 0.6 and corners < 0.1
-    for dish, segments in zip(dishes, found, strict=True):
+    for dish, segments in zip(dishes, parts, strict=True):
         assert [s.score for s in segments] == sorted((s.score for s in segments), reverse=True)
         for s in segments:
             left, top, right, bottom = s.box
@@ -125,7 +125,7 @@ def test_a_ranking_chooses_instead_of_the_rule(dishes):
 
 
 def test_speed(dishes):
-    """Measured alone on this machine: 220 photos a second of one core; the bound leaves room for a slower one."""
+    """Measured alone on this machine: 220 photos per second of one core; the bound leaves room for a slower one."""
     began = time.process_time()
     for dish in dishes:
         superpixel_segments(dish)
@@ -138,10 +138,10 @@ def test_real_photos():
     names = [r["images"][0] for r in recipes if r["images"]][::80]
     photos = [np.asarray(decode_jpeg(to_jpeg(read_image(REAL / "images" / name), 256))) for name in names]
     began = time.process_time()
-    found = [superpixel_segments(photo) for photo in photos]
+    parts = [superpixel_segments(photo) for photo in photos]
     assert len(photos) / (time.process_time() - began) > 20
-    assert all(s.mask.shape == photo.shape[:2] for photo, segments in zip(photos, found, strict=True) for s in segments)
-    assert np.mean([len(segments) for segments in found]) > 1.5
+    assert all(s.mask.shape == photo.shape[:2] for photo, segments in zip(photos, parts, strict=True) for s in segments)
+    assert np.mean([len(segments) for segments in parts]) > 1.5
 
 
 # ---- SAM ----
@@ -176,14 +176,14 @@ def sam(tmp_path_factory):
 def test_sam_masks_fit_limits_and_photos_of_different_sizes(sam, dishes):
     wide = np.asarray(Image.fromarray(dishes[2]).resize((96, 64)))
     photos = [dishes[0], dishes[1], wide]
-    found = SamSegmenter(sam, **ALL)(photos, n=3)
-    assert len(found) == 3 and all(1 <= len(segments) <= 3 for segments in found)
-    for photo, segments in zip(photos, found, strict=True):
+    parts = SamSegmenter(sam, **ALL)(photos, n=3)
+    assert len(parts) == 3 and all(1 <= len(segments) <= 3 for segments in parts)
+    for photo, segments in zip(photos, parts, strict=True):
         assert all(s.mask.shape == photo.shape[:2] and s.mask.dtype == bool and 0.02 <= s.area <= 0.9 for s in segments)
         for i, a in enumerate(segments):
             assert all((a.mask & b.mask).sum() < 0.7 * (a.mask | b.mask).sum() for b in segments[:i]), "one part twice"
     again = SamSegmenter(sam, **ALL, batch_size=5)(photos[:1], n=3)[0]
-    assert [s.mask.tobytes() for s in again] == [s.mask.tobytes() for s in found[0]], "the batches have no say"
+    assert [s.mask.tobytes() for s in again] == [s.mask.tobytes() for s in parts[0]], "the batches have no say"
 
 
 def test_of_two_masks_of_one_part_the_better_is_kept_and_a_blank_photo_has_none(sam):

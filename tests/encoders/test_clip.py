@@ -110,8 +110,8 @@ def test_adapters_sit_after_attention_and_after_the_mlp(options):
     for parameter in (p for adapters in ours for p in adapters.parameters()):
         assert not parameter.any() if parameter.ndim == 1 else 0.018 < parameter.std() < 0.022
     near = image.pool(image(IMAGES, ours[0])), text(tokens, ours[1])
-    for found, bare in zip(near, (image.pool(plain[0]), plain[1]), strict=True):
-        assert torch.cosine_similarity(found, bare).min() > 0.99, "near the identity"
+    for adapted, bare in zip(near, (image.pool(plain[0]), plain[1]), strict=True):
+        assert torch.cosine_similarity(adapted, bare).min() > 0.99, "near the identity"
 
     stir(*ours)
 
@@ -123,14 +123,14 @@ def test_adapters_sit_after_attention_and_after_the_mlp(options):
 
         return changed
 
-    found = image.pool(image(IMAGES, ours[0])), text(tokens, ours[1])
+    adapted = image.pool(image(IMAGES, ours[0])), text(tokens, ours[1])
     for transformer, adapters in zip((clip.visual.transformer, clip.transformer), ours, strict=True):
         for i, block in enumerate(transformer.resblocks):
             block.attn.register_forward_hook(hook(adapters, 2 * i))
             block.mlp.register_forward_hook(hook(adapters, 2 * i + 1))
     expected = clip.encode_image(normalised(IMAGES)), clip.encode_text(clip_tokens(LINES, 77))
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    assert (found[0] - image.pool(plain[0])).abs().max() > 0.1 and (found[1] - plain[1]).abs().max() > 0.1
+    torch.testing.assert_close(adapted, expected, rtol=1e-4, atol=1e-4)
+    assert (adapted[0] - image.pool(plain[0])).abs().max() > 0.1 and (adapted[1] - plain[1]).abs().max() > 0.1
 
 
 def system(towers):
@@ -176,8 +176,8 @@ def test_one_tower_serves_as_copies_of_it_would(towers):
     for name, which in (("description", 1), ("segment", 0)):
         object.__setattr__(separate[name], "tower", copy.deepcopy(towers[which]))
 
-    (found, a), (expected, b) = loss(shared), loss(separate)
-    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    (of_shared, a), (of_separate, b) = loss(shared), loss(separate)
+    torch.testing.assert_close(of_shared, of_separate, rtol=0, atol=0)
     a.backward(), b.backward()
     for (name, p), q in zip(shared.named_parameters(), separate.parameters(), strict=True):
         assert (p.grad is None) == (q.grad is None) == (".tower." in name), name
@@ -313,9 +313,9 @@ def test_a_recipe_without_instructions_has_none(towers, empty):
     encoder = DARRecipeEncoder(towers[1], feedforward=32)
     batch = recipes()
     batch.instructions = torch.tensor(empty, dtype=torch.int64)
-    found = encoder(batch)
-    assert torch.isfinite(found.embedding).all() and (found.components[2][1] == 0).all()
-    sum(F.normalize(c, dim=1).sum() for c in found.components).backward()
+    encoded = encoder(batch)
+    assert torch.isfinite(encoded.embedding).all() and (encoded.components[2][1] == 0).all()
+    sum(F.normalize(c, dim=1).sum() for c in encoded.components).backward()
     assert all(torch.isfinite(p.grad).all() for p in encoder.parameters() if p.grad is not None)
 
 
@@ -440,9 +440,9 @@ def test_autocast_stays_near(towers):
     stir(model)
     expected, _ = loss(model)
     with torch.autocast("cpu", torch.bfloat16):
-        found, total = loss(model)
+        rounded, total = loss(model)
     total.backward()
-    for f, e in zip(found, expected, strict=True):
+    for f, e in zip(rounded, expected, strict=True):
         torch.testing.assert_close(f.float(), e, rtol=0, atol=0.03)
     assert all(p.grad.dtype == torch.float32 for p in model.parameters() if p.grad is not None)
 
@@ -453,14 +453,14 @@ def test_autocast_stays_near(towers):
 def test_zero_shot_is_the_mean_of_components_that_are_means_of_sentences(towers):
     encoder, text = ZeroShotEncoder(towers[1]), towers[1]
     one = [text(clip_tokens([line], 20))[0] for line in LINES]
-    found = encoder(recipes())
+    encoded = encoder(recipes())
     expected = [
         (one[0] + (one[1] + one[2]) / 2 + (one[4] + one[1] + one[0]) / 3) / 3,
         (one[1] + one[2] + one[4]) / 3,
         (one[0] + (one[0] + one[3]) / 2 + (2 * one[2] + one[4]) / 3) / 3,
     ]
-    torch.testing.assert_close(found.embedding, torch.stack(expected), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(found.components[0][0], one[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(encoded.embedding, torch.stack(expected), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(encoded.components[0][0], one[0], rtol=1e-4, atol=1e-5)
     batch = recipes()
     batch.instructions = torch.full((3, 2), -1)
     without = encoder(batch).embedding[1]

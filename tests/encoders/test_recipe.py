@@ -90,9 +90,9 @@ def test_equals_the_padded_computation():
 def test_gradients_equal_those_of_the_padded_computation():
     model, recipes = make(dropout=0.0).train(), batch(random_recipes(9))
     weights, upstream = list(model.parameters()), torch.randn(9, 8)
-    found = torch.autograd.grad(model(recipes).embedding, weights, upstream)
+    gradients = torch.autograd.grad(model(recipes).embedding, weights, upstream)
     expected = torch.autograd.grad(padded(model, recipes), weights, upstream)
-    for ours, theirs in zip(found, expected, strict=True):
+    for ours, theirs in zip(gradients, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
         assert theirs.any()
 
@@ -115,15 +115,15 @@ def test_bfloat16_on_a_cpu_rounds_its_rows_up_and_stays_near():
     exact = model(recipes)
     seen = inputs(model, "instructions")
     with torch.autocast("cpu", torch.bfloat16):
-        found = model(recipes)
+        rounded = model(recipes)
     assert len(seen[0]) % 64 == 0
-    for ours, theirs in zip(found.components, exact.components, strict=True):
+    for ours, theirs in zip(rounded.components, exact.components, strict=True):
         assert ours.dtype == torch.float32
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0.05)
     weights, upstream = list(model.parameters()), torch.randn(9, 8)
     ours, theirs = (
         torch.cat([g.flatten() for g in torch.autograd.grad(x.embedding.float(), weights, upstream)])
-        for x in (found, exact)
+        for x in (rounded, exact)
     )
     assert torch.nn.functional.cosine_similarity(ours, theirs, dim=0) > 0.99
 
@@ -131,14 +131,14 @@ def test_bfloat16_on_a_cpu_rounds_its_rows_up_and_stays_near():
 def test_dropout_drops_its_share_and_keeps_the_mean():
     drop, x = torch.nn.Dropout(0.1), torch.full((1000, 301), 2.0, requires_grad=True)
     torch.manual_seed(0)
-    found = _dropout(x, drop)
-    assert float((found == 0).float().mean()) == pytest.approx(0.1, abs=0.003)
-    assert found[found > 0].unique().tolist() == pytest.approx([2 / 0.9], rel=1e-3)
-    assert float((found == 0).float().mean(0).std()) == pytest.approx((0.1 * 0.9 / 1000) ** 0.5, rel=0.2), "independent"
-    found.sum().backward()
-    torch.testing.assert_close(x.grad * 2, found.detach())
+    out = _dropout(x, drop)
+    assert float((out == 0).float().mean()) == pytest.approx(0.1, abs=0.003)
+    assert out[out > 0].unique().tolist() == pytest.approx([2 / 0.9], rel=1e-3)
+    assert float((out == 0).float().mean(0).std()) == pytest.approx((0.1 * 0.9 / 1000) ** 0.5, rel=0.2), "independent"
+    out.sum().backward()
+    torch.testing.assert_close(x.grad * 2, out.detach())
     torch.manual_seed(0)
-    assert torch.equal(_dropout(x, drop), found) and not torch.equal(_dropout(x, drop), found)
+    assert torch.equal(_dropout(x, drop), out) and not torch.equal(_dropout(x, drop), out)
     assert _dropout(x, drop.eval()) is x
 
 
@@ -192,8 +192,9 @@ def test_order_of_sentences_and_words_matters():
     model = make()
     recipe = ([2, 3], [[4, 5], [6, 7]], [[8]])
     swapped_lines, swapped_words = ([2, 3], [[6, 7], [4, 5]], [[8]]), ([3, 2], [[4, 5], [6, 7]], [[8]])
-    found = model(batch([recipe, swapped_lines, swapped_words])).embedding
-    assert not torch.allclose(found[0], found[1], atol=1e-4) and not torch.allclose(found[0], found[2], atol=1e-4)
+    as_it_is, lines_moved, words_moved = model(batch([recipe, swapped_lines, swapped_words])).embedding
+    assert not torch.allclose(as_it_is, lines_moved, atol=1e-4)
+    assert not torch.allclose(as_it_is, words_moved, atol=1e-4)
 
 
 def test_a_grid_of_vectors_is_read_as_a_table_of_them():

@@ -55,9 +55,9 @@ def test_encoding_does_not_depend_on_the_batch(baseline, tiny_store, name):
 def sentences(split, row):
     """Token ids of a recipe: title, ingredient lines, steps."""
     bounds = split.sentence_start[split.recipe_start[row] : split.recipe_start[row + 1] + 1]
-    found = [tuple(split.words[a:b].tolist()) for a, b in pairwise(bounds)]
+    own = [tuple(split.words[a:b].tolist()) for a, b in pairwise(bounds)]
     lines = 1 + split.ingredient_lines[row]
-    return {"title": found[:1], "ingredients": found[1:lines], "instructions": found[lines:]}
+    return {"title": own[:1], "ingredients": own[1:lines], "instructions": own[lines:]}
 
 
 def spied(encoder, monkeypatch):
@@ -75,7 +75,7 @@ def spied(encoder, monkeypatch):
 def test_a_whole_split_equals_its_batches_and_each_distinct_sentence_is_encoded_once(baseline, tiny_store, monkeypatch):
     split = tiny_store.split("train")
     asked = spied(baseline.recipe_encoder, monkeypatch)
-    found = encode_recipes(baseline, split, batch_tokens=100)
+    encoded = encode_recipes(baseline, split, batch_tokens=100)
     every = [sentences(split, row) for row in range(len(split))]
     for name, own in asked.items():
         expected = [s for recipe in every for s in recipe[name]]
@@ -85,15 +85,15 @@ def test_a_whole_split_equals_its_batches_and_each_distinct_sentence_is_encoded_
     rows = np.array_split(np.arange(len(split)), 7)
     with torch.no_grad():
         batches = torch.cat([baseline.encode_recipes(recipe_batch(split, part)).embedding for part in rows])
-    torch.testing.assert_close(found, batches, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(encoded, batches, rtol=1e-5, atol=1e-5)
 
 
 def test_each_distinct_ingredient_line_is_encoded_once(baseline, tiny_store, monkeypatch):
     split = tiny_store.split("train")
     asked = spied(baseline.recipe_encoder, monkeypatch)
-    found = [len(features) for features, _ in ingredient_lines(baseline, split, batch_tokens=100)]
-    assert len(found) > 2 and sum(found) == (split.positions >= 0).sum()
-    assert len(asked["ingredients"]) == len(set(asked["ingredients"])) < sum(found)
+    lines = [len(features) for features, _ in ingredient_lines(baseline, split, batch_tokens=100)]
+    assert len(lines) > 2 and sum(lines) == (split.positions >= 0).sum()
+    assert len(asked["ingredients"]) == len(set(asked["ingredients"])) < sum(lines)
     split.positions = np.full_like(split.positions, -1)
     assert list(ingredient_lines(baseline, split)) == [], "no line that mentions a class was kept"
 
@@ -117,18 +117,19 @@ def test_controls_change_what_they_say(baseline, tiny_store):
     small = {"classifier_dim": 16, "classifier_heads": 2, "classifier_feedforward": 32}
     dictionary = torch.randn(20, 16)
     debiased = attach(baseline, replace(VARIANTS["debiased"], **small), dictionary)
-    found = encode(debiased, tiny_store.split("iid"), crop=48)
-    images = scores.test_time_embeddings("debiased", debiased, found, seed=1)
+    encoded = encode(debiased, tiny_store.split("iid"), crop=48)
+    images = scores.test_time_embeddings("debiased", debiased, encoded, seed=1)
     assert set(images) == {"debiased", "debiased@no_z", "debiased@soft", "debiased@true_labels"}
-    assert torch.equal(images["debiased@no_z"], found.embedding)
+    assert torch.equal(images["debiased@no_z"], encoded.embedding)
     oracle = attach(baseline, VARIANTS["oracle"], dictionary)
-    found = encode(oracle, tiny_store.split("iid"), crop=48)
-    images = scores.test_time_embeddings("oracle", oracle, found, seed=1)
-    torch.testing.assert_close(images["oracle"], found.embedding + found.z)
+    encoded = encode(oracle, tiny_store.split("iid"), crop=48)
+    images = scores.test_time_embeddings("oracle", oracle, encoded, seed=1)
+    torch.testing.assert_close(images["oracle"], encoded.embedding + encoded.z)
     for name in ("permuted_labels", "labels_only", "corrupted_0.1", "corrupted_0.9", "no_z"):
         assert not torch.allclose(images[f"oracle@{name}"], images["oracle"]), name
     labels_only = images["oracle@labels_only"]
-    assert torch.equal(labels_only[found.z.norm(dim=1) > 0], found.z[found.z.norm(dim=1) > 0]), "no trace of the photo"
+    has_z = encoded.z.norm(dim=1) > 0
+    assert torch.equal(labels_only[has_z], encoded.z[has_z]), "no trace of the photo"
     far = [float((images[f"oracle@corrupted_{r}"] - images["oracle"]).norm()) for r in (0.1, 0.5, 0.9)]
     assert far == sorted(far)
     assert set(
@@ -210,17 +211,17 @@ def test_results_are_written_whole(tmp_path):
 
 def test_descriptions_and_segments_of_a_split(dar, clip_store, tmp_path):
     split = clip_store.split("iid")
-    found, small = (encode(dar, split, crop=56, kept=tmp_path, batch_size=size) for size in (30, 7))
+    encoded, in_small_batches = (encode(dar, split, crop=56, kept=tmp_path, batch_size=size) for size in (30, 7))
     for name in ("recipes", "descriptions", "segments"):
-        torch.testing.assert_close(getattr(found, name), getattr(small, name), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(getattr(encoded, name), getattr(in_small_batches, name), rtol=1e-4, atol=1e-5)
     tokens = torch.from_numpy(split.description_tokens(np.array([4])))
-    torch.testing.assert_close(found.descriptions[4:5], dar.encode_descriptions(tokens), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(encoded.descriptions[4:5], dar.encode_descriptions(tokens), rtol=1e-4, atol=1e-5)
     jpegs = split.segments(4)
     pixels = torch.from_numpy(np.stack([np.asarray(decode_jpeg(jpeg)) for jpeg in jpegs])).permute(0, 3, 1, 2)
     features = dar.segment_encoder.features(pixels)[None]
     expected = dar.encode_segments(features, torch.ones(1, len(jpegs), dtype=torch.bool))
-    torch.testing.assert_close(found.segments[4:5], expected, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(found.recipes, dar.encode_recipes(recipe_batch(split, np.arange(30))).embedding)
+    torch.testing.assert_close(encoded.segments[4:5], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(encoded.recipes, dar.encode_recipes(recipe_batch(split, np.arange(30))).embedding)
 
 
 def test_adapted_segments_of_a_split(clip_config, clip_store, tmp_path):
@@ -231,8 +232,8 @@ def test_adapted_segments_of_a_split(clip_config, clip_store, tmp_path):
     pixels, mask = segment_pixels(split, photos, 2)
     with torch.no_grad():
         expected = system.encode_segments(pixels, mask)
-    found = encode(system, split, crop=56, kept=tmp_path)
-    torch.testing.assert_close(found.segments, expected, rtol=1e-4, atol=1e-5)
+    encoded = encode(system, split, crop=56, kept=tmp_path)
+    torch.testing.assert_close(encoded.segments, expected, rtol=1e-4, atol=1e-5)
     system.segment_encoder.adapters.up[0].bias.data[0] += 1  # all channels alike: LayerNorm would not see it
     assert not torch.allclose(encode(system, split, crop=56, kept=tmp_path).segments, expected, atol=1e-3)
 
@@ -242,9 +243,9 @@ def test_photos_without_segments_are_ranked(dar, clip_store, tmp_path, monkeypat
     counts = split.segment_counts.copy()
     counts[split.photo_start[3]] = 0
     monkeypatch.setitem(vars(split), "segment_counts", counts)
-    found = encode(dar, split, crop=56, kept=tmp_path)
-    assert (found.segments[3] == 1).all() and not (found.segments[2] == 1).any()
-    cross_modal_ranks(*distances(found.embedding, found.recipes, found)["++"])
+    encoded = encode(dar, split, crop=56, kept=tmp_path)
+    assert (encoded.segments[3] == 1).all() and not (encoded.segments[2] == 1).any()
+    cross_modal_ranks(*distances(encoded.embedding, encoded.recipes, encoded)["++"])
 
 
 @pytest.mark.parametrize("encoders", ["captions", "zero_shot"])
@@ -255,23 +256,23 @@ def test_bare_towers_of_a_split(dar, clip_store, encoders):
 
 
 def test_distances_are_products_of_one_minus_cosine(dar, clip_store, tmp_path):
-    found = encode(dar, clip_store.split("iid"), crop=56, kept=tmp_path)
-    levels = distances(found.embedding, found.recipes, found)
+    encoded = encode(dar, clip_store.split("iid"), crop=56, kept=tmp_path)
+    levels = distances(encoded.embedding, encoded.recipes, encoded)
 
     def d(a, b):
         a, b = (torch.nn.functional.normalize(x.double(), dim=1) for x in (a, b))
         return 1 - a @ b.T
 
-    ir, id_ = d(found.embedding, found.recipes), d(found.embedding, found.descriptions)
-    sr = d(found.segments, found.recipes)
+    ir, id_ = d(encoded.embedding, encoded.recipes), d(encoded.embedding, encoded.descriptions)
+    sr = d(encoded.segments, encoded.recipes)
     for suffix, expected in {"": ir, "+": ir * id_, "++": ir * id_ * sr}.items():
         ranks = cross_modal_ranks(*levels.pop(suffix))
         for rank, matrix in zip(ranks, (expected, expected.T), strict=True):
             assert rank.tolist() == (matrix <= matrix.diagonal()[:, None]).sum(1).tolist(), suffix
     assert not levels
-    found.descriptions = None
-    assert set(distances(found.embedding, found.recipes, found)) == {"", "+s"}
-    assert set(distances(found.embedding, found.recipes, None)) == {""}
+    encoded.descriptions = None
+    assert set(distances(encoded.embedding, encoded.recipes, encoded)) == {"", "+s"}
+    assert set(distances(encoded.embedding, encoded.recipes, None)) == {""}
 
 
 def test_distances_of_another_study_multiply_those_of_any_system(

@@ -22,8 +22,8 @@ def test_equals_loops(gamma_neg, gamma_pos):
     generator = torch.Generator().manual_seed(1)
     logits = 3 * torch.randn(5, 8, generator=generator)
     labels = (torch.rand(5, 8, generator=generator) < 0.3).float()
-    found = asymmetric_loss(logits, labels, gamma_neg, gamma_pos)
-    assert float(found) == pytest.approx(naive(logits, labels, gamma_neg, gamma_pos), rel=1e-5)
+    loss = asymmetric_loss(logits, labels, gamma_neg, gamma_pos)
+    assert float(loss) == pytest.approx(naive(logits, labels, gamma_neg, gamma_pos), rel=1e-5)
 
 
 def test_focal_weight_is_detached():

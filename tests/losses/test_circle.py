@@ -55,8 +55,8 @@ every = pytest.mark.parametrize("over", LOOPS)
 @pytest.mark.parametrize("size", [2, 7])
 def test_equals_loops(size, margin, gamma, over):
     a, b = pairs(size, dtype=torch.float64)  # float32's exp would overflow in the loops
-    found = circle_loss(a, b, margin=margin, gamma=gamma, over=over)
-    assert float(found) == pytest.approx(float(LOOPS[over](a, b, margin, gamma)), rel=1e-4)
+    loss = circle_loss(a, b, margin=margin, gamma=gamma, over=over)
+    assert float(loss) == pytest.approx(float(LOOPS[over](a, b, margin, gamma)), rel=1e-4)
 
 
 def test_the_pairs_of_the_batch_are_the_default():
@@ -73,8 +73,8 @@ def test_sides_swap_and_rows_come_in_any_order(over):
     torch.testing.assert_close(circle_loss(a, b, over=over), circle_loss(b, a, over=over))
     order = torch.tensor([3, 0, 5, 1, 4, 2])
     # The halves of the released code hold other pairs in another order.
-    found, before = circle_loss(a[order], b[order], gamma=1.0, over=over), circle_loss(a, b, gamma=1.0, over=over)
-    same = torch.isclose(found, before)
+    shuffled, before = circle_loss(a[order], b[order], gamma=1.0, over=over), circle_loss(a, b, gamma=1.0, over=over)
+    same = torch.isclose(shuffled, before)
     assert same == (over != "triangle")
 
 
@@ -83,8 +83,8 @@ def test_gradient_is_that_of_the_loops(over):
     a, b = pairs(4, dtype=torch.float64)
     a.requires_grad_(), b.requires_grad_()
     expected = torch.autograd.grad(LOOPS[over](a, b, 0.25, 8.0), (a, b))
-    found = torch.autograd.grad(circle_loss(a, b, gamma=8.0, over=over), (a, b))
-    for f, e in zip(found, expected, strict=True):
+    gradients = torch.autograd.grad(circle_loss(a, b, gamma=8.0, over=over), (a, b))
+    for f, e in zip(gradients, expected, strict=True):
         assert e.abs().max() > 0.1
         torch.testing.assert_close(f, e, rtol=1e-4, atol=1e-5)
 
@@ -103,8 +103,8 @@ def test_gradient_by_finite_differences_with_the_weights_held():
     a.requires_grad_()
     assert torch.autograd.gradcheck(held, a)
     (expected,) = torch.autograd.grad(held(a), a)
-    (found,) = torch.autograd.grad(circle_loss(a, b, gamma=8.0), a)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    (gradient,) = torch.autograd.grad(circle_loss(a, b, gamma=8.0), a)
+    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
 
 
 @every

@@ -97,8 +97,8 @@ def test_gradient_by_finite_differences():
 
     assert torch.autograd.gradcheck(loss, a)
     (expected,) = torch.autograd.grad(loss(a), a)
-    (found,) = torch.autograd.grad(triplet_loss(a, b, 0.3), a)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    (gradient,) = torch.autograd.grad(triplet_loss(a, b, 0.3), a)
+    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_autocast_does_not_touch_the_similarities():

@@ -139,8 +139,8 @@ def test_augmented_distances_of_dar():
     """DAR++ shares embeddings between its distances: d_ir * d_id * d_sr."""
     image, recipe, description, segments = torch.randn(4, 90, 16, generator=torch.Generator().manual_seed(0))
     d = [1 - cosines(*pair) for pair in ((image, recipe), (image, description), (segments, recipe))]
-    found = ranks((image, image, segments), (recipe, description, recipe), block=20)
-    assert found == counted(-(d[0] * d[1] * d[2]))
+    of_products = ranks((image, image, segments), (recipe, description, recipe), block=20)
+    assert of_products == counted(-(d[0] * d[1] * d[2]))
     assert ranks((image, image), (recipe, description)) == counted(-(d[0] * d[1]))
     assert ranks((image,), (recipe,)) == ranks(image, recipe) == reference(image, recipe)
 

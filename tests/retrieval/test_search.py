@@ -23,8 +23,8 @@ def loops(recipes, photo, k):
 def test_exact_equals_loops():
     recipes, photos, ids, titles = cookbook(n=400)
     index = SearchIndex.build(torch.from_numpy(recipes), ids, titles)
-    found, names, similarity = index.search(torch.from_numpy(photos))
-    for photo, row, name, values in zip(photos, found, names, similarity, strict=True):
+    hits, names, similarity = index.search(torch.from_numpy(photos))
+    for photo, row, name, values in zip(photos, hits, names, similarity, strict=True):
         best, cosine = loops(recipes, photo, 10)
         assert row.tolist() == best and name.tolist() == [f"dish {i[2:]}" for i in best]
         assert values == pytest.approx(cosine, abs=1e-6)
@@ -64,9 +64,9 @@ def test_saved_index_finds_the_same(tmp_path, kind):
 @pytest.mark.parametrize("n", [1, 5, 60, 200])
 def test_small_cookbooks_return_all_they_have(kind, n):
     recipes, photos, ids, titles = cookbook(n=n)
-    found, _, similarity = SearchIndex.build(recipes, ids, titles, kind=kind).search(photos[:3, :], k=100)
-    assert found.shape == (len(photos[:3]), min(n, 100)) and (np.diff(similarity) <= 0).all()
-    assert all(len(set(row)) == min(n, 100) for row in found)
+    hits, _, similarity = SearchIndex.build(recipes, ids, titles, kind=kind).search(photos[:3, :], k=100)
+    assert hits.shape == (len(photos[:3]), min(n, 100)) and (np.diff(similarity) <= 0).all()
+    assert all(len(set(row)) == min(n, 100) for row in hits)
 
 
 def test_files_that_do_not_belong_together_are_named(tmp_path):

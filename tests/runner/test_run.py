@@ -225,6 +225,8 @@ def test_studies_and_outputs_are_apart(tiny_study, in_process, tmp_path, monkeyp
         ("losses/triplet.py", "    return ", "    return 2 * ", "02 04 training"),
         ("losses/triplet.py", "    similarity = ", "    # the loss\n    similarity = ", ""),
         ("runner/stages.py", "def ", "def edited():\n    return 1\n\n\ndef ", ""),
+        ("systems/dar.py", "    def sides(", "    def other(", ""),
+        ("systems/ht.py", "self.project_components()", "pass", "02 03 04 05 HT"),
         ("kitchen/looks.py", "import numpy as np", "import numpy as np\n\nprint(1)", "01"),
     ],
 )
@@ -235,8 +237,10 @@ def test_an_edit_concerns_the_stages_and_trainings_that_use_it(tmp_path, file, o
 
     def states() -> dict[str, dict]:
         sources = Sources(package)
-        library = {path.stem[:2]: fingerprint.reached(path, sources).state() for path in notebooks}
-        return library | {"training": Reach(sources).name("recipe_lib.training.fit", "fit").state()}
+        chosen = stages.systems_imported({"method": "ht"})
+        library = {path.stem[:2]: fingerprint.reached(path, sources, chosen).state() for path in notebooks}
+        own = {"training": ("training.fit", "fit"), "HT": ("systems.ht", "HT")}
+        return library | {name: Reach(sources).name(f"recipe_lib.{m}", n).state() for name, (m, n) in own.items()}
 
     before = states()
     path = package / file

@@ -28,8 +28,8 @@ def test_no_python_in_range_is_one_line(tmp_path):
     tools = tmp_path / "bin"
     tools.mkdir()
     for name in ("bash", "dirname", "readlink", "cat", "cksum", "env", "flock"):
-        if found := shutil.which(name):
-            (tools / name).symlink_to(found)
+        if tool := shutil.which(name):
+            (tools / name).symlink_to(tool)
     (tools / "python3").write_text("#!/bin/sh\nexit 1\n")
     (tools / "python3").chmod(0o755)
     copy = tmp_path / "run_all.sh"
@@ -91,6 +91,7 @@ def test_set_up_happens_once_and_again_when_it_was_cut_off_or_the_lock_changed(s
 def test_the_commands_of_run_all(stub_clone):
     clone, call = stub_clone
     call()
-    assert call("test", "-k", "ranks")[1] == ["-m ruff check .", "-m ruff format --check .", "-m pytest -k ranks"]
+    pytest = "-m pytest -n 2 --dist loadscope --durations=15 -k ranks"
+    assert call("test", "-k", "ranks")[1] == ["-m ruff check .", "-m ruff format --check .", pytest]
     lab = f"-m jupyterlab --ServerApp.root_dir={clone} --LabApp.default_url=/lab/tree/notebooks --no-browser"
     assert call("lab", "--no-browser")[1] == [lab]

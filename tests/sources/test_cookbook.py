@@ -86,10 +86,10 @@ def test_json_ld(tmp_path):
     (tmp_path / "tea.jsonld").write_text(json.dumps([[tea]]))
     (tmp_path / "package.json").write_text('{"name": "site"}')
     recipes, report = read_cookbook(tmp_path)
-    found = {recipe.title: recipe for recipe in recipes}
-    assert found["Bread"].instructions == ["Mix.", "Knead.", "Bake."]
-    assert [path.name for path in found["Bread"].images] == ["a.png", "b.png", "c.png"]
-    assert (found["Tea"].ingredients, found["Tea"].instructions) == (["tea"], ["Boil & pour.", "Wait."])
+    by_title = {recipe.title: recipe for recipe in recipes}
+    assert by_title["Bread"].instructions == ["Mix.", "Knead.", "Bake."]
+    assert [path.name for path in by_title["Bread"].images] == ["a.png", "b.png", "c.png"]
+    assert (by_title["Tea"].ingredients, by_title["Tea"].instructions) == (["tea"], ["Boil & pour.", "Wait."])
     assert report.remote_photos == 1 and report.skipped == ["package.json: holds no recipe"]
 
 

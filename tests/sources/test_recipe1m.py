@@ -126,9 +126,9 @@ def test_names_of_det_ingrs_stay_beside_their_lines(tmp_path):
     torn = {"id": C, "valid": [True], "ingredients": []}
     alien = {"id": "0" * 10, "valid": [], "ingredients": []}
     recipes = [entry(id, ingredients=lines) for id in (A, B, C)]
-    found, report = everything(layout(tmp_path, *recipes, names=[alien, torn, short, good]), names="det_ingrs")
-    assert found[0].names == ["leek", None, None, "fig"] and len(found[0].ingredients) == 4
-    assert [recipe.names for recipe in found[1:]] == [None, None] and report.names_by_rules == [B, C]
+    recipes_read, report = everything(layout(tmp_path, *recipes, names=[alien, torn, short, good]), names="det_ingrs")
+    assert recipes_read[0].names == ["leek", None, None, "fig"] and len(recipes_read[0].ingredients) == 4
+    assert [recipe.names for recipe in recipes_read[1:]] == [None, None] and report.names_by_rules == [B, C]
     assert report.unknown_name_entries == 1 and "1 valid, 0 ingredients" in report.skipped[0]
     assert {recipe.names is None for recipe in everything(tmp_path)[0]} == {True}
 
@@ -188,8 +188,8 @@ def test_split_lists(tmp_path):
         for name, ids in lists.items():
             (base / f"{name}.txt").write_text("".join(f"{i:010x}\n" for i in ids))
     for name in ("one", "two"):
-        found, report = everything(layout(tmp_path / name, *recipes, photos=pairs))
-        assert [int(recipe.id, 16) for recipe in found] == [0, 3, 4]
+        recipes_read, report = everything(layout(tmp_path / name, *recipes, photos=pairs))
+        assert [int(recipe.id, 16) for recipe in recipes_read] == [0, 3, 4]
         assert report.unlisted == [f"{i:010x}" for i in (1, 2)] and report.listed_without_pair == 1
 
 

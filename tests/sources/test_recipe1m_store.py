@@ -47,9 +47,10 @@ def kitchen_layout(tmp_path_factory):
 
 def test_the_kitchen_through_the_official_layout(kitchen_layout, tmp_path):
     folder, cooked = kitchen_layout
-    found = store(folder, tmp_path / "store")
-    assert found.card["recipes"] == {"test": 24, "text_only": 10, "train": 60, "val": 12} and not found.card["left_out"]
-    split = found.split("train")
+    prepared = store(folder, tmp_path / "store")
+    assert prepared.card["recipes"] == {"test": 24, "text_only": 10, "train": 60, "val": 12}
+    assert not prepared.card["left_out"]
+    split = prepared.split("train")
     pairs = [recipe for recipe in cooked if recipe.split == "train" and recipe.images]
     assert split.titles == [recipe.title for recipe in pairs]
     assert split.recipe(7)["ingredients"] == pairs[7].ingredients and split.photo_count(7) == 1
@@ -57,18 +58,18 @@ def test_the_kitchen_through_the_official_layout(kitchen_layout, tmp_path):
 
 def test_own_rules_and_the_detector_s_names_both_label(kitchen_layout, tmp_path):
     by = {names: store(kitchen_layout[0], tmp_path / names, names=names) for names in ("rules", "det_ingrs")}
-    for found in by.values():
-        assert len(found.split("train").labels) > 100 and min(found.classes.counts) > 1
+    for prepared in by.values():
+        assert len(prepared.split("train").labels) > 100 and min(prepared.classes.counts) > 1
     assert by["rules"].card["sha256"] != by["det_ingrs"].card["sha256"]
 
 
 @needs_shared
 def test_all_pairs_come_through(tmp_path):
-    found = store(SHARED / "recipe1m_layout", tmp_path / "store", StoreConfig(32, 3, 60))
-    assert found.card["recipes"] == {"train": 657, "val": 141, "test": 141, "text_only": 192}
-    assert found.card["without_photo"] == {"val": 55, "test": 53} and not found.card["left_out"]
+    prepared = store(SHARED / "recipe1m_layout", tmp_path / "store", StoreConfig(32, 3, 60))
+    assert prepared.card["recipes"] == {"train": 657, "val": 141, "test": 141, "text_only": 192}
+    assert prepared.card["without_photo"] == {"val": 55, "test": 53} and not prepared.card["left_out"]
     listed = (SHARED / "recipe1m_layout/splits/train.txt").read_text().split()
-    assert sorted(found.split("train").ids) == sorted(listed)
+    assert sorted(prepared.split("train").ids) == sorted(listed)
 
 
 @needs_shared
@@ -99,10 +100,10 @@ def test_both_layouts_give_the_same_token_ids_where_the_texts_agree(tmp_path):
     # A label of the pickles stands for many names ("extra-virgin olive oil"), a class of ours for one.
     common = sorted(set(official.classes.names) & set(pickles.classes.names))
     ours, theirs = (
-        found.split("train").label_matrix()[np.argsort(found.split("train").ids)][
-            :, [found.classes.names.index(c) for c in common]
+        prepared.split("train").label_matrix()[np.argsort(prepared.split("train").ids)][
+            :, [prepared.classes.names.index(c) for c in common]
         ]
-        for found in (official, pickles)
+        for prepared in (official, pickles)
     )
     assert len(common) > 35 and (ours & theirs).sum() / ours.sum() > 0.97, (
         (ours & theirs).sum() / ours.sum(),
@@ -115,7 +116,7 @@ def test_both_layouts_give_the_same_token_ids_where_the_texts_agree(tmp_path):
 def test_bad_data_sets_end_in_a_whole_store_or_in_one_line(folder, tmp_path):
     said = None
     try:
-        found = store(folder, tmp_path / "store", StoreConfig(32, 1, 2))
+        prepared = store(folder, tmp_path / "store", StoreConfig(32, 1, 2))
     except DataError as error:
         said = str(error)
     if folder.name in ("ds_layer1_truncated", "ds_duplicate_ids"):
@@ -123,7 +124,7 @@ def test_bad_data_sets_end_in_a_whole_store_or_in_one_line(folder, tmp_path):
         assert not (tmp_path / "store").exists()
         return
     assert said is None
-    train, left_out = found.card["recipes"]["train"], found.card["skipped"]
+    train, left_out = prepared.card["recipes"]["train"], prepared.card["skipped"]
     assert train == {
         "ds_layer1_missing_key": 3,
         "ds_layer1_wrong_type": 2,
@@ -131,8 +132,8 @@ def test_bad_data_sets_end_in_a_whole_store_or_in_one_line(folder, tmp_path):
         "ds_path_traversal": 1,
     }.get(folder.name, 4)
     assert bool(left_out) == (folder.name == "ds_missing_image")
-    assert np.diff(found.split("train").sentence_start).min() >= 1, "nothing empty to take a mean over"
-    assert len(found.split("train").words) < 4 * 41 * 15, "5,000 lines and 20,000 words are cut"
+    assert np.diff(prepared.split("train").sentence_start).min() >= 1, "nothing empty to take a mean over"
+    assert len(prepared.split("train").words) < 4 * 41 * 15, "5,000 lines and 20,000 words are cut"
 
 
 def test_the_command_ends_in_one_line_that_names_the_file(kitchen_layout, tmp_path):

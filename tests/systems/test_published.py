@@ -111,17 +111,17 @@ def recipe_components(theirs, sentence) -> list[torch.Tensor]:
 
 def compare_recipes(system, theirs, sentence):
     components = recipe_components(theirs, sentence)
-    found = system.eval().encode_recipes(batch(RECIPES))
-    for ours, expected in zip(found.components, components, strict=True):
+    recipes = system.eval().encode_recipes(batch(RECIPES))
+    for ours, expected in zip(recipes.components, components, strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
     expected = torch.tanh(theirs.merger_recipe(torch.cat(components, 1)))
-    torch.testing.assert_close(found.embedding, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(recipes.embedding, expected, rtol=1e-4, atol=1e-5)
     raw, losses = dict(zip(NAMES, components, strict=True)), []
     for a in NAMES:
         for b in NAMES:
             if a != b:
                 losses.append(triplet_loss(raw[a], theirs.projector_recipes[b][a](raw[b]), margin=0.3))
-    ours = system.self_supervised_loss(found.components, lambda a, b: triplet_loss(a, b, margin=0.3))
+    ours = system.self_supervised_loss(recipes.components, lambda a, b: triplet_loss(a, b, margin=0.3))
     torch.testing.assert_close(ours, torch.stack(losses).mean(), rtol=1e-4, atol=1e-5)
 
 
@@ -254,13 +254,13 @@ def test_the_debiasing_papers_system_with_its_term(tmp_path):
     compare_recipes(system, theirs, one_word_sentence(theirs))
     maps = feature_map(theirs.backbone[0].body, normalised(PHOTOS, IMAGENET))
     logits = logits_of(theirs, maps)
-    found = system.encode_images(SimpleNamespace(images=PHOTOS, labels=None))
-    torch.testing.assert_close(found.embedding, torch.tanh(theirs.img_fc(maps.mean((2, 3)))), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(found.logits, logits, rtol=1e-3, atol=1e-3)
+    images = system.encode_images(SimpleNamespace(images=PHOTOS, labels=None))
+    torch.testing.assert_close(images.embedding, torch.tanh(theirs.img_fc(maps.mean((2, 3)))), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(images.logits, logits, rtol=1e-3, atol=1e-3)
     p = torch.sigmoid(logits)
     p = torch.where(p < 0.5, 0, p)
     z = (p / p.sum(1, keepdim=True)).nan_to_num() @ theirs.Wv(dictionary)
-    torch.testing.assert_close(found.z, z, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(images.z, z, rtol=1e-3, atol=1e-3)
 
 
 @torch.inference_mode()
@@ -448,10 +448,10 @@ def test_the_papers_dictionary(tmp_path, dtype):
     rng, table = np.random.default_rng(0), defaultdict(list)
     for label in (1, 0, 1, 1):
         table[label].append(rng.random(6).astype(dtype))
-    found = read_dictionary(write_dictionary(tmp_path, table), ["sea salt", "leek"])
+    dictionary = read_dictionary(write_dictionary(tmp_path, table), ["sea salt", "leek"])
     expected = np.stack([np.mean(np.stack(table[label]).astype(float), 0) for label in (1, 0)])
-    assert found.dtype == torch.float32
-    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-6)
+    assert dictionary.dtype == torch.float32
+    np.testing.assert_allclose(dictionary.numpy(), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -39,23 +39,23 @@ def grown(baseline, name, **changes):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_variant_starts_where_the_baseline_stopped(baseline, batch, name):
     system = grown(baseline, name)
-    found, before = system.encode_images(batch), baseline.encode_images(batch)
-    assert torch.equal(found.embedding, before.embedding)
+    images, before = system.encode_images(batch), baseline.encode_images(batch)
+    assert torch.equal(images.embedding, before.embedding)
     assert torch.equal(system.encode_recipes(batch.recipes).embedding, baseline.encode_recipes(batch.recipes).embedding)
-    assert (found.z.abs().max() > 0) == bool(VARIANTS[name].weights), "only what adds a term has one"
-    assert (found.logits is not None) == VARIANTS[name].classifier
+    assert (images.z.abs().max() > 0) == bool(VARIANTS[name].weights), "only what adds a term has one"
+    assert (images.logits is not None) == VARIANTS[name].classifier
 
 
 def test_debiased_z_equals_the_formula(baseline, batch):
     system = grown(baseline, "debiased")
-    found = system.encode_images(batch)
-    p = torch.sigmoid(found.logits).detach()
+    images = system.encode_images(batch)
+    p = torch.sigmoid(images.logits).detach()
     values = system.adjustment.value(system.adjustment.dictionary)
     for b in range(6):
         kept = {k: float(p[b, k]) for k in range(20) if p[b, k] >= 0.5}
         total = sum(kept.values())
         expected = sum((x / total * values[k] for k, x in kept.items()), torch.zeros(16))
-        torch.testing.assert_close(found.z[b], expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(images.z[b], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_weights_of_each_kind(baseline):
@@ -170,10 +170,10 @@ def test_parameters_at_the_papers_size(bottleneck, image, text, segment_encoder,
     }
     if segment_encoder == "adapted":
         expected["segment_encoder.adapters"] = adapters_at(768, image)
-    found = table["trainable"]
-    assert {name: found[name] for name in expected} == expected
-    assert found[found.index.str.startswith("projections.")].sum() == PROJECTIONS
-    assert sum(expected.values()) + PROJECTIONS == found["total"] == trainable
+    by_part = table["trainable"]
+    assert {name: by_part[name] for name in expected} == expected
+    assert by_part[by_part.index.str.startswith("projections.")].sum() == PROJECTIONS
+    assert sum(expected.values()) + PROJECTIONS == by_part["total"] == trainable
     assert table.loc["total", "frozen"] == 149_620_737 - 1, "CLIP's without its logit scale, each tower once"
 
 
@@ -182,9 +182,9 @@ def test_the_debiasing_module_attaches_to_clip_as_it_is(dar, clip_batch, name):
     dictionary = torch.randn(20, dar.recipe_encoder.dim, generator=torch.Generator().manual_seed(2))
     torch.manual_seed(1)
     system = attach(dar, replace(VARIANTS[name], **SMALL), dictionary, torch.linspace(0.1, 0.9, 20)).eval()
-    found = system.encode_images(clip_batch)
-    assert torch.equal(found.embedding, dar.encode_images(clip_batch).embedding)
-    assert (found.z.abs().max() > 0) == bool(VARIANTS[name].weights)
+    images = system.encode_images(clip_batch)
+    assert torch.equal(images.embedding, dar.encode_images(clip_batch).embedding)
+    assert (images.z.abs().max() > 0) == bool(VARIANTS[name].weights)
     levels = [
         (
             s.encode_descriptions(clip_batch.descriptions),
@@ -231,8 +231,8 @@ def test_a_caption_is_title_and_ingredient_lines(dar, clip_store, clip_batch):
     parts = [clip_ids(text, 20)[1:-1] for text in (recipe["title"], *lines)]
     joined = [id_ for part in parts for id_ in (*clip_ids(",", 3)[1:-1], *part)][1:76]
     expected = [*clip_ids("", 2)[:1], *joined, *clip_ids("", 2)[1:]]
-    found = bare_towers(dar).recipe_encoder.captions(clip_batch.recipes)[2].tolist()
-    assert found[: len(expected)] == expected and not any(found[len(expected) :])
+    ids = bare_towers(dar).recipe_encoder.captions(clip_batch.recipes)[2].tolist()
+    assert ids[: len(expected)] == expected and not any(ids[len(expected) :])
 
 
 def test_no_adapters_and_frozen_descriptions_train_heads_alone(clip_config):
