@@ -418,6 +418,9 @@ def fit(
         # Lightning's own use of torch: nothing that a reader of the notebook could act on.
         warnings.simplefilter("ignore", FutureWarning)
         loaders = _loaders(system, store, config, segments, trainer.global_rank, trainer.world_size)
+        if resume:  # worker processes draw their first batches before Lightning says which epoch it is
+            done = torch.load(resume, map_location="cpu", mmap=True, weights_only=True)["epoch"]
+            loaders[0].sampler.set_epoch(done + 1)
         trainer.fit(task, *loaders, ckpt_path=resume, weights_only=True)
     history = pd.DataFrame(checkpoint.history)
     if trainer.is_global_zero:
