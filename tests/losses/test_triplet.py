@@ -19,7 +19,7 @@ def naive(a, b, margin):
 
 def mined(a, b, margin, mining):
     """ "hardest" and "non_zero" by loops over the hinges of each direction, as tensors with gradients."""
-    size, cos, zero = len(a), lambda i, j: F.cosine_similarity(a[i], b[j], dim=0), a.sum() * 0
+    size, cos, zero = len(a), lambda i, j: F.cosine_similarity(a[i], b[j], dim=0), (a.sum() + b.sum()) * 0
     total = zero
     for own_side in (cos, lambda i, j: cos(j, i)):  # a -> b, b -> a
         ways = [
