@@ -86,7 +86,7 @@ test)
   "$python" -m ruff format --check .
   "$python" -c 'import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True))'
   # Two processes of one thread each: two of two threads would wait for each other's cores.
-  OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" exec "$python" -m pytest -n 2 --dist loadscope --durations=15 "$@"
+  OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" exec "$python" -m pytest -n 2 --dist loadscope --no-loadscope-reorder --durations=15 "$@"
   ;;
 bench)
   shift

@@ -27,6 +27,17 @@ with open(repo_root() / "ran.txt", "a") as log:
     print("{stage}", file=log)
 """
 
+# Modules of a minute and more. Of two workers each takes a whole module at a time: a long one must not come last.
+LONG = [
+    "test_notebooks.py", "sources/test_chain.py", "training/test_distributed.py", "systems/test_own_system.py",
+    "training/test_fit.py",
+]  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    first = {Path(__file__).parent / name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: first.get(item.path, len(LONG)))
+
 
 def write_notebook(path: Path, parameters: str, *cells: str) -> None:
     """A notebook whose first cell is tagged `parameters`."""

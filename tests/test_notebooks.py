@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -16,9 +15,7 @@ import pytest
 
 from recipe_lib.data.store import Store
 from recipe_lib.evaluation.scores import COLUMNS
-from recipe_lib.kitchen.model import KitchenConfig, cook
 from recipe_lib.runner.stages import quiet, waiting
-from tests.layouts import write_recipe1m
 
 ROOT = Path(__file__).parent.parent
 STAGES = [path.stem for path in sorted((ROOT / "notebooks").glob("0*.ipynb"))]
@@ -35,22 +32,6 @@ def smoke(tmp_path_factory) -> Path:
     done = run(outputs, "params/smoke.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
     return outputs / "smoke"
-
-
-def test_the_chain_runs_on_recipe1m(tmp_path):
-    """The kitchen's dishes in Recipe1M's official layout, one epoch each, with the names of its own detector."""
-    splits = {"train": "train", "val": "val", "iid": "test"}
-    cooked = cook(KitchenConfig(train=96, val=30, test=40, text_only=20, seed=2))
-    write_recipe1m((replace(r, split=splits[r.split]) for r in cooked if r.split in splits), tmp_path / "recipe1m")
-    values = {
-        "study": "r1m", "source": "recipe1m", "source_dir": str(tmp_path / "recipe1m"), "ingredient_names": "det_ingrs",
-        "epochs": "1", "debias_epochs": "1", "val_candidates": "20", "variants": "[equal_compute, debiased]",
-    }  # fmt: skip
-    done = run(tmp_path, "params/smoke.yaml", *(word for pair in values.items() for word in ("-p", *pair)))
-    assert done.returncode == 0, done.stdout + done.stderr
-    results = pd.read_csv(tmp_path / "r1m/results.csv")
-    assert set(results["split"]) == {"test"} and set(results["candidates"]) == {20, 40}
-    assert "recipes with photo + text only: 96 + 20 train" in done.stdout
 
 
 def test_stages_are_the_five(smoke):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections import Counter
 from dataclasses import replace
 
@@ -271,17 +270,6 @@ def test_a_large_photo_shows_the_same_dish():
     assert small.title == large.title and large.images[0].shape == (224, 224, 3)
     a, b = (image.reshape(32, k, 32, k, 3).mean((1, 3)) for image, k in ((small.images[0], 2), (large.images[0], 7)))
     assert np.abs(a - b)[8:24, 8:24].mean() < 20 < a.std()
-
-
-def test_it_is_fast():
-    config = KitchenConfig()
-    drawn = kitchen._decide(np.random.default_rng(0), config, True)
-    scene = kitchen._scene(np.random.default_rng(1), config, drawn)
-    plating.draw(scene.rows(slice(0, 2)), 64)
-    start = time.process_time()  # of this process, whatever else runs
-    for _ in range(3):
-        plating.draw(scene, 64)
-    assert 3 * CHUNK / (time.process_time() - start) > 500
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def test_set_up_happens_once_and_again_when_it_was_cut_off_or_the_lock_changed(s
 def test_the_commands_of_run_all(stub_clone):
     clone, call = stub_clone
     call()
-    pytest = "-m pytest -n 2 --dist loadscope --durations=15 -k ranks"
+    pytest = "-m pytest -n 2 --dist loadscope --no-loadscope-reorder --durations=15 -k ranks"
     assert call("test", "-k", "ranks")[1] == ["-m ruff check .", "-m ruff format --check .", pytest]
     lab = f"-m jupyterlab --ServerApp.root_dir={clone} --LabApp.default_url=/lab/tree/notebooks --no-browser"
     assert call("lab", "--no-browser")[1] == [lab]

@@ -1,8 +1,5 @@
 """A user's system in one Python file: through all five notebooks, its game played fairly, killed and resumed."""
 
-import json
-import os
-import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,31 +10,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from recipe_lib.causal.debiasing import VARIANTS
 from recipe_lib.systems import methods
 from recipe_lib.systems.base import SystemConfig
 from recipe_lib.systems.registry import build, system_class
 from recipe_lib.systems.saving import load_system
 from recipe_lib.training.fit import TrainingConfig, TrainingTask, train
+from tests.training.test_fit import killed_after
 
 ROOT = Path(__file__).parents[2]
 FILE = str(Path(__file__).with_name("my_system.py"))
 CONFIG = TrainingConfig(
     epochs=2, batch_size=32, crop_size=48, optimizer="adamw", learning_rate=5e-3, lr_schedule="cosine", seed=5
 )
-SCRIPT = """
-import json, sys
-from pathlib import Path
-import torch
-from recipe_lib.data.store import Store
-from recipe_lib.systems.base import SystemConfig
-from recipe_lib.systems.registry import build
-from recipe_lib.training.fit import TrainingConfig, train
-
-data, config, training, out = sys.argv[1:]
-torch.manual_seed(0)
-system = build(SystemConfig.from_dict(json.loads(config)))
-train(system, Store(Path(data)), TrainingConfig(**json.loads(training)), Path(out))
-"""
 
 
 @pytest.fixture
@@ -51,16 +36,18 @@ def fresh(config):
     return build(config)
 
 
-def test_through_all_five_notebooks_by_a_parameter_file(tmp_path):
+def test_through_all_five_notebooks_by_a_parameter_file_with_every_variant(tmp_path):
     """No edit anywhere but in the two files: causal module, dictionary, controls and evaluation take it as it is."""
     params = tmp_path / "mine.yaml"
-    params.write_text(f'study: mine\nsystem: mine\nmethod: mine\nsystem_file: "{FILE}"\nsystem_args: ["hidden: 8"]\n')
+    lines = ["study: mine", "system: mine", "method: mine", f'system_file: "{FILE}"', 'system_args: ["hidden: 8"]']
+    lines += ["epochs: 1", "debias_epochs: 1", f"variants: [{', '.join(VARIANTS)}]"]
+    params.write_text("\n".join(lines))
     run = [sys.executable, "-m", "recipe_lib.runner.run", "params/smoke.yaml", str(params)]
     done = subprocess.run([*run, "--outputs", str(tmp_path / "out")], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr + done.stdout
     results = pd.read_csv(tmp_path / "out/mine/results.csv")
     assert set(results["system"]) == {"mine"}
-    assert {"baseline", "equal_compute", "classifier_only", "debiased", "oracle"} <= set(results["variant"])
+    assert {"baseline", *VARIANTS} <= set(results["variant"])
     history = pd.read_csv(tmp_path / "out/mine/02_baseline_training/history.csv")
     assert {"retrieval", "critic", "alignment"} <= set(history.columns)
 
@@ -107,22 +94,12 @@ def test_players_learn_and_critics_are_no_part_of_the_model(tiny_store, config, 
     assert all(torch.equal(value, again[name]) for name, value in system.state_dict().items())
 
 
-def test_kill_9_and_resume_restore_every_player(tiny_store, config, tmp_path):
-    training = json.dumps(vars(replace(CONFIG, epochs=4)))
-
-    def command(out):
-        data = [str(tiny_store.folder), json.dumps(config.to_dict()), training, str(tmp_path / out)]
-        return [sys.executable, "-u", "-c", SCRIPT, *data]
-
-    subprocess.run(command("whole"), check=True, capture_output=True)
-    killed = subprocess.Popen(command("killed"), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    for line in killed.stdout:
-        if line.startswith("epoch   2"):
-            os.kill(killed.pid, signal.SIGKILL)
-            break
-    assert killed.wait() == -signal.SIGKILL
-    again = subprocess.run(command("killed"), check=True, capture_output=True, text=True)
-    assert "resuming" in again.stdout
+def test_kill_9_and_resume_restore_every_player(tiny_store, config, tmp_path, capsys):
+    four = replace(CONFIG, epochs=4)
+    train(fresh(config), tiny_store, four, tmp_path / "whole")
+    killed_after(2, tiny_store, config, four, tmp_path / "killed")
+    train(fresh(config), tiny_store, four, tmp_path / "killed")
+    assert "resuming" in capsys.readouterr().out
     for name in ("model", "objectives"):
         whole, resumed = (load_file(tmp_path / run / f"{name}.safetensors") for run in ("whole", "killed"))
         assert all(torch.equal(whole[key], resumed[key]) for key in whole), name

@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,14 @@ from recipe_lib.systems.captions import bare_towers, set_towers
 from recipe_lib.systems.registry import build
 
 SMALL = {"classifier_dim": 16, "classifier_heads": 2, "classifier_feedforward": 32}
+
+
+def test_a_config_is_gathered_from_parameters_by_name():
+    parameters = {"embed_dim": 32, "frozen": ["conv1"], "system_args": ["a: 1"], "vocabulary": 3, "epochs": 9}
+    config = SystemConfig.gather(parameters, vocabulary=7, num_classes=5)
+    assert config == SystemConfig(7, 5, embed_dim=32, frozen=("conv1",), system_args=("a: 1",)), "facts win"
+    attached = replace(config, debiasing=VARIANTS["soft"])
+    assert SystemConfig.from_dict(json.loads(json.dumps(attached.to_dict()))) == attached
 
 
 @pytest.fixture
