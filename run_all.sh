@@ -99,7 +99,6 @@ lab)
   choose_python
   # As the runner sets them for its kernels (stages.py).
   export PYTHONWARNINGS="${PYTHONWARNINGS:+$PYTHONWARNINGS,}ignore:IProgress not found"
-  [ -n "${OMP_WAIT_POLICY:-}${GOMP_SPINCOUNT:-}${KMP_BLOCKTIME:-}" ] || export GOMP_SPINCOUNT=10000
   exec "$python" -m jupyterlab --ServerApp.root_dir="$here" --LabApp.default_url=/lab/tree/notebooks "$@"
   ;;
 *)

@@ -15,7 +15,7 @@ import pytest
 
 from recipe_lib.data.store import Store
 from recipe_lib.evaluation.scores import COLUMNS
-from recipe_lib.runner.stages import quiet, waiting
+from recipe_lib.runner.stages import quiet
 
 ROOT = Path(__file__).parent.parent
 STAGES = [path.stem for path in sorted((ROOT / "notebooks").glob("0*.ipynb"))]
@@ -91,7 +91,7 @@ def test_a_second_execution_gives_the_same_outputs(smoke, tmp_path):
         shutil.copy(smoke / f"{stage}.ipynb", again)
     notebooks = [str(again / f"{stage}.ipynb") for stage in STAGES]
     environment = os.environ | {"CAUSAL_KITCHEN_ROOT": str(ROOT), "CAUSAL_KITCHEN_OUTPUTS": str(tmp_path)}
-    environment |= waiting(os.environ) | {"PYTHONWARNINGS": quiet(os.environ)}
+    environment |= {"PYTHONWARNINGS": quiet(os.environ)}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "--nbval", "-q", "-p", "no:cacheprovider", f"--rootdir={again}", *notebooks],
         cwd=again, env=environment, capture_output=True, text=True,

@@ -70,19 +70,6 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-# How OpenMP's threads wait and how many there are: the user's choice, where there is one.
-OPENMP = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
-
-
-def waiting(environ: Mapping[str, str]) -> dict[str, str]:
-    """What lets a training share its cores: its threads soon sleep where they wait for one that is not running.
-
-    By itself libgomp spins for longer than the system's time slice: beside one busy process each barrier then costs
-    a slice. The number of threads is left alone, for sums are split by it, and with them the last digits of a result.
-    """
-    return {} if any(environ.get(name) for name in OPENMP[1:]) else {"GOMP_SPINCOUNT": "10000"}
-
-
 def quiet(environ: Mapping[str, str]) -> str:
     """PYTHONWARNINGS that leave out tqdm's where there are no ipywidgets: no bar of the study needs them."""
     return ",".join(filter(None, [environ.get("PYTHONWARNINGS"), "ignore:IProgress not found"]))
@@ -95,7 +82,7 @@ def kernel() -> Iterator[None]:
         # What the kernel itself logs at its start and stop is no output of the study.
         argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=CRITICAL"]
         env = {"PYTHONHASHSEED": "0", "IPYTHONDIR": temporary, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
-        env |= waiting(os.environ) | {"PYTHONWARNINGS": quiet(os.environ)}
+        env["PYTHONWARNINGS"] = quiet(os.environ)
         spec = Path(temporary, "kernels", "python3", "kernel.json")
         spec.parent.mkdir(parents=True)
         spec.write_text(json.dumps({"argv": argv, "display_name": "Python 3", "language": "python", "env": env}))
