@@ -40,10 +40,10 @@ def systems_imported(values: Mapping, lent: str = "") -> dict[str, set[str]]:
 
 
 def stage_notebooks(root: Path) -> list[Path]:
-    """The stages in order: notebooks/NN_name.ipynb."""
-    notebooks = sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    """The stages of a study in order: notebooks/01_ to 05_; those from 06 on look at several studies."""
+    notebooks = sorted((root / "notebooks").glob("0[1-5]_*.ipynb"))
     if not notebooks:
-        raise RunError(f"{root / 'notebooks'}: no notebook named NN_name.ipynb")
+        raise RunError(f"{root / 'notebooks'}: no notebook named 01_name.ipynb to 05_name.ipynb")
     return notebooks
 
 
