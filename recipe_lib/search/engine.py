@@ -31,14 +31,14 @@ from recipe_lib.data.recipe import DataError
 from recipe_lib.data.store import Split, Store
 from recipe_lib.data.text import END
 from recipe_lib.losses import posterior
-from recipe_lib.paths import atomic_write_text, repo_root, study_dir
+from recipe_lib.paths import atomic_write_text
 from recipe_lib.reachable import digest
 from recipe_lib.retrieval.search import SearchIndex
-from recipe_lib.search.photo import read_photo
+from recipe_lib.search.photo import read_photo, stored_photo
+from recipe_lib.search.studies import NO_TERM, study_folder, variants_of
 from recipe_lib.search.text import parse_recipe
 from recipe_lib.systems.saving import load_system
 
-NO_TERM = "@no_z"  # after the name of a variant: its causal term is removed, as in results.csv
 NAMED = 0.5  # calibrated probability from which an ingredient counts as seen in the photo
 LARGE = 100_000  # embeddings from which an index is approximate
 CHUNK = 2048  # recipes encoded between two signs of progress
@@ -138,6 +138,10 @@ class RecipeSearch:
         """A photo as the system sees it, (S, S, 3) uint8; ImageError as `read_photo`."""
         photo = Path(photo).expanduser() if isinstance(photo, str) else photo
         return read_photo(photo, self.store.card["config"], self.crop, name)
+
+    def stored(self, split: Split, row: int) -> np.ndarray:
+        """The first photo of a prepared recipe as the system sees it."""
+        return stored_photo(split.photo(row), self.crop)
 
     def search(self, photo: str | Path | bytes | np.ndarray, top: int = 10, progress: Progress | None = None) -> Answer:
         """The recipes nearest to a photo, and the ingredients that are seen in it.
@@ -257,34 +261,6 @@ def moves(hits: Sequence[Hit], before: Sequence[Hit]) -> list[int | None]:
     """How many places each recipe stands above where it stood before (below: negative); None: it was not there."""
     place = {(hit.part.key, hit.row): i for i, hit in enumerate(before)}
     return [None if (old := place.get((hit.part.key, hit.row))) is None else old - i for i, hit in enumerate(hits)]
-
-
-def study_folder(study: str | Path) -> Path:
-    """Folder of a study by its name or path. DataError: nothing was trained there; it names studies that are there."""
-    path = Path(study).expanduser()
-    named = len(path.parts) == 1 and not path.is_absolute()
-    try:
-        folder = study_dir(str(study)) if named else path if path.is_dir() else repo_root() / path
-    except ValueError as error:
-        raise DataError(str(error)) from None
-    if not variants_of(folder):
-        others = sorted(p.parents[1].name for p in folder.parent.glob("*/02_baseline_training/model.safetensors"))
-        there = f"; finished studies: {', '.join(others)}" if others else ""
-        raise DataError(f"{folder}: no finished study here; run it first (./run_all.sh makes outputs/kitchen){there}")
-    return folder.resolve()
-
-
-def variants_of(folder: Path) -> dict[str, Path]:
-    """What may be searched with, and where it was trained. The oracle may not: nobody tells it the ingredients."""
-    trained = {"baseline": folder / "02_baseline_training"}
-    trained |= {path.name: path for path in sorted((folder / "04_debiasing_training").glob("*"))}
-    variants = {}
-    for name, path in trained.items():
-        if (path / "model.safetensors").is_file():
-            weights = json.loads((path / "system.json").read_text())["debiasing"]["weights"]
-            if weights != "labels":
-                variants |= {name: path} | ({f"{name}{NO_TERM}": path} if weights else {})
-    return variants
 
 
 def _parts(folder: Path, store: Store, name: str | Path) -> list[Part]:

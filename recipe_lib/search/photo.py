@@ -28,9 +28,13 @@ def read_photo(photo: Path | bytes, config: Mapping, crop: int, name: str = "") 
     if min(image.size) < SMALLEST:
         size = "{} x {}".format(*image.size)
         raise ImageError(f"{name or photo}: {size} pixels is too small to show a dish; give a larger photo")
-    jpeg = to_jpeg(
-        image, config["image_size"], resample=config["image_filter"], quality=config["jpeg_quality"]
-    )  # a stored photo is a JPEG, and what JPEG loses is part of what the system has learnt
+    # A stored photo is a JPEG, and what JPEG loses is part of what the system has learnt.
+    jpeg = to_jpeg(image, config["image_size"], resample=config["image_filter"], quality=config["jpeg_quality"])
+    return stored_photo(jpeg, crop)
+
+
+def stored_photo(jpeg: bytes, crop: int) -> np.ndarray:
+    """A photo of the store -> (crop, crop, 3) uint8."""
     return np.asarray(centre_crop(decode_jpeg(jpeg), crop))
 
 
