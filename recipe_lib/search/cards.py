@@ -13,6 +13,7 @@ from PIL import Image
 from recipe_lib.search.engine import NAMED, Hit
 
 SHOWN = 6  # ingredient lines of a card that is not opened
+MARKED = f'<p class="ck-soft">Calibrated probabilities; from {100 * NAMED:.0f} % on marked in the recipes.</p>'
 Lines = list[tuple[str, float]]  # an ingredient line, and how likely its ingredient is in the photo
 
 
@@ -36,9 +37,7 @@ def bars(ingredients: Mapping[str, float], top: int = 10) -> str:
         f"<span>{100 * p:.0f} %</span></li>"
         for name, p in list(ingredients.items())[:top]
     ]
-    return (
-        f'<ol class="ck-bars" aria-label="Ingredients seen in the photo, with their probability">{"".join(rows)}</ol>'
-    )
+    return f'<div class="ck-bars"><h2>Seen in the photo</h2>{MARKED}<ol>{"".join(rows)}</ol></div>'
 
 
 def card(rank: int, hit: Hit, lines: Lines, moved: str = "") -> str:
@@ -53,7 +52,7 @@ def card(rank: int, hit: Hit, lines: Lines, moved: str = "") -> str:
     summary = " and ".join([*([f"{len(more)} more ingredients"] if more else []), f"{len(steps)} steps"])
     title = escape(hit.title) or "(no title)"
     return (
-        f'<li><article class="ck-card">{photo}<div><h4 class="ck-title" title="{title}">{title}</h4>'
+        f'<li><article class="ck-card">{photo}<div><h3 class="ck-title" title="{title}">{title}</h3>'
         f'<div class="ck-facts"><span>{rank}.</span>{moved}<span>similarity {hit.similarity:.2f}</span>'
         f"<span>{escape(hit.part.name)}</span></div>"
         f'<div class="ck-similar" aria-hidden="true"><i style="width:{100 * max(0, hit.similarity):.0f}%"></i></div>'

@@ -30,6 +30,7 @@ Indexes are made at the first call for a study and kept in outputs/<study>/searc
 """
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic"}
 LARGEST = 96 << 20  # bytes of a message to the kernel: a photo of 64 MB fits
+NOTEBOOK = "notebooks/08_recipe_search.ipynb"
 TEMPLATE = "causal-kitchen"  # of Voilà, in share/
 COLUMNS = ["photo", "rank", "id", "title", "similarity", "from"]
 
@@ -157,6 +158,7 @@ def _serve(args: argparse.Namespace) -> int:
 
     folder = study_folder(args.study)  # before anything that takes seconds
     import nbformat
+    from papermill.iorw import load_notebook_node
     from papermill.parameterize import parameterize_notebook
     from traitlets.config import Config
     from voila.app import Voila
@@ -166,7 +168,7 @@ def _serve(args: argparse.Namespace) -> int:
 
     recipes = [str(Path(name).resolve()) if Path(name).is_dir() else name for name in args.recipes]
     parameters = {"study": str(folder), "variant": args.variant, "recipes": recipes, "gallery": False}
-    notebook = parameterize_notebook(nbformat.read(repo_root() / "notebooks/08_recipe_search.ipynb", 4), parameters)
+    notebook = parameterize_notebook(load_notebook_node(str(repo_root() / NOTEBOOK)), parameters)
     notebook.metadata["title"] = f"Recipe search: {folder.name}"
     port = _free_port(args.host, args.port)
     options = {

@@ -18,6 +18,7 @@ from recipe_lib.data.recipe import DataError
 from recipe_lib.search import cards
 from recipe_lib.search.engine import Answer, RecipeSearch, moves
 from recipe_lib.search.photo import other_surroundings
+from recipe_lib.search.studies import NO_TERM
 
 TEST_PHOTOS = 8  # of the first test split, offered beside the user's own
 OWN = 12  # photos of the user that are kept, the newest ones
@@ -40,6 +41,27 @@ class PhotoBar(anywidget.AnyWidget):
     status = traitlets.Unicode().tag(sync=True)
     error = traitlets.Bool(False).tag(sync=True)
     share = traitlets.Float(-1.0).tag(sync=True)  # done of what is going on; below 0: nothing that takes long
+
+
+class Disc(anywidget.AnyWidget):
+    """How much of the photo stays. The browser's own slider: that of ipywidgets has no name for screen readers."""
+
+    _esm = """
+    export default { render({ model, el }) {
+      const share = () => `Disc that stays: ${Math.round(200 * model.get("value"))} % of the photo's width`;
+      const slider = Object.assign(document.createElement("input"), { type: "range", min: 0.2, max: 0.7, step: 0.05 });
+      const label = document.createElement("label");
+      const text = document.createElement("span");
+      const show = () => { text.textContent = share(); slider.value = model.get("value"); };
+      slider.addEventListener("change", () => { model.set("value", Number(slider.value)); model.save_changes(); });
+      model.on("change:value", show);
+      label.append(text, slider);
+      el.classList.add("ck-disc");
+      el.append(label);
+      show();
+    } };
+    """
+    value = traitlets.Float(0.4).tag(sync=True)
 
 
 @dataclass(frozen=True)
@@ -72,14 +94,13 @@ class SearchPage:
     def __init__(self, search: RecipeSearch):
         self.search, self._searches = search, {search.variant: search}
         self.photos = _test_photos(search)
-        variants, wide = list(search.variants), {"style": {"description_width": "initial"}}
+        variants = [(_label(name), name) for name in search.variants]
+        wide = {"style": {"description_width": "initial"}}
         self.bar = PhotoBar()
         self.system = widgets.Dropdown(options=variants, value=search.variant, description="System", **wide)
-        self.against = widgets.Dropdown(options=[NOTHING, *variants], description="Compared with", **wide)
+        self.against = widgets.Dropdown(options=[(NOTHING, NOTHING), *variants], description="Compared with", **wide)
         self.surroundings = widgets.Dropdown(options=[WHOLE, HIDDEN, SWAPPED], description="Surroundings", **wide)
-        self.radius = widgets.FloatSlider(
-            0.4, min=0.2, max=0.7, step=0.05, description="Disc that stays", continuous_update=False, **wide
-        )
+        self.radius = Disc()
         self.answer, self.found = widgets.HTML(EMPTY), widgets.HTML()
         self.text = widgets.Textarea(placeholder=EXAMPLE, rows=9, description="Recipe", **wide)
         self.find = widgets.Button(description="Find its photos", button_style="primary")
@@ -170,12 +191,12 @@ class SearchPage:
             f"<figcaption>{escape(photo.name)}</figcaption></figure>{cards.bars(named.ingredients)}</div>"
         )
         if not others:
-            return f"{query}<h3>The nearest recipes</h3>{_cards(search, answer)}"
+            return f"{query}<h2>The nearest recipes</h2>{_cards(search, answer)}"
         ((_, _, before),) = others
         moved = [cards.movement(places) for places in moves(answer.hits, before.hits)]
         heading = name if self.against.value != NOTHING else f"surroundings {self.surroundings.value}"
         columns = [(heading, search, answer, moved), (*others[0], None)]
-        shown = "".join(f"<section><h3>{escape(t)}</h3>{_cards(s, a, m)}</section>" for t, s, a, m in columns)
+        shown = "".join(f"<section><h2>{escape(_label(t))}</h2>{_cards(s, a, m)}</section>" for t, s, a, m in columns)
         return f'{query}<div class="ck-two">{shown}</div>'
 
     @guarded
@@ -183,11 +204,15 @@ class SearchPage:
         self.tell("Looking …")
         search = self._using(self.system.value)
         hits = search.photos(self.text.value, progress=self._progress)
-        self.found.value = f"<h3>The nearest photos, each with its own recipe</h3>{_cards(search, Answer(hits, {}))}"
+        self.found.value = f"<h2>The nearest photos, each with its own recipe</h2>{_cards(search, Answer(hits, {}))}"
         self.tell("")
 
     def _progress(self, what: str, done: int, total: int) -> None:
         self.tell(f"{what.capitalize()} for the first time: {done:,} of {total:,} …", done / max(1, total))
+
+
+def _label(variant: str) -> str:
+    return variant.replace(NO_TERM, ", without its causal term")
 
 
 def _cards(search: RecipeSearch, answer: Answer, moved: list[str] | None = None) -> str:

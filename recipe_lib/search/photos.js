@@ -61,7 +61,8 @@ export default {
       input.value = ""; // the same file again is a change too
     });
     // In JupyterLab other things are dropped beside the page; served alone, a miss must not replace it by the photo.
-    const area = document.querySelector(".jp-LabShell") ? el : document.body;
+    document.getElementById("rendered_cells")?.setAttribute("role", "main");
+    const area = "voila" in document.body.dataset ? document.body : el;
     const over = (event) => {
       event.preventDefault();
       zone.classList.toggle("ck-over", event.type === "dragover");
