@@ -170,6 +170,10 @@ def _serve(args: argparse.Namespace) -> int:
     parameters = {"study": str(folder), "variant": args.variant, "recipes": recipes, "gallery": False}
     notebook = parameterize_notebook(load_notebook_node(str(repo_root() / NOTEBOOK)), parameters)
     notebook.metadata["title"] = f"Recipe search: {folder.name}"
+    try:
+        here = ipaddress.ip_address(args.host).is_loopback
+    except ValueError:
+        raise ValueError(f"--host {args.host}: not an address; 0.0.0.0 is every one of this computer") from None
     port = _free_port(args.host, args.port)
     options = {
         "template": TEMPLATE,
@@ -178,7 +182,6 @@ def _serve(args: argparse.Namespace) -> int:
         "file_allowlist": [],
     }
     config = Config(VoilaConfiguration=options, MappingKernelManager={"cull_idle_timeout": 300, "cull_interval": 60})
-    here = ipaddress.ip_address(args.host).is_loopback
     # Of a page that is for this computer alone, no other name than its own is answered (DNS rebinding).
     settings = {"websocket_max_message_size": LARGEST, "allow_remote_access": not here}
     with kernel(), tempfile.TemporaryDirectory(prefix="causal-kitchen-") as served:

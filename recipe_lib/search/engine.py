@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -209,8 +208,8 @@ class RecipeSearch:
                 (rows,), (similarity,) = index.nearest(query, wanted)
                 pairs = zip(rows.tolist(), similarity.tolist(), strict=True)
                 hits += [Hit(index.ids[row], index.titles[row], cosine, part, row) for row, cosine in pairs]
-            hits.sort(key=lambda hit: -hit.similarity)  # stable: of equals the one of the first part
-            best = list(islice(_distinct(hits) if kind == "recipes" else hits, top))
+            hits.sort(key=lambda hit: -hit.similarity)
+            best = (_distinct(hits, self.parts) if kind == "recipes" else hits)[:top]
             if len(best) == top or wanted >= max(len(part.split) for part in self.parts):
                 return best
             wanted *= 2
@@ -284,14 +283,19 @@ def _parts(folder: Path, store: Store, name: str | Path) -> list[Part]:
     return [Part(root.name, more.split(split), f"{key}-{split}", state) for split in more.card["recipes"]]
 
 
-def _distinct(hits: Iterable[Hit]) -> Iterator[Hit]:
-    """Recipes of one title and text once, the first of them."""
-    seen: dict[str, list[Hit]] = {}
+def _distinct(hits: Iterable[Hit], parts: Sequence[Part]) -> list[Hit]:
+    """Recipes of one title and text once, as the one of the first part: equal texts differ in their last digits."""
+    distinct: list[Hit] = []
+    places: dict[str, list[int]] = {}  # of each title
     for hit in hits:
-        same = seen.setdefault(hit.title, [])
-        if all(_text(hit) != _text(other) for other in same):
-            same.append(hit)
-            yield hit
+        same = places.setdefault(hit.title, [])
+        place = next((place for place in same if _text(distinct[place]) == _text(hit)), None)
+        if place is None:
+            same.append(len(distinct))
+            distinct.append(hit)
+        elif parts.index(hit.part) < parts.index(distinct[place].part):
+            distinct[place] = hit
+    return distinct
 
 
 def _text(hit: Hit) -> tuple:
