@@ -65,7 +65,7 @@ class _Entry:
 
 
 def read_cookbook(
-    root: Path, *, val: float = 0.15, test: float = 0.15, limit: int | None = None
+    root: Path, *, val: float = 0.15, test: float = 0.15, limit: int | None = None, photos: bool = True
 ) -> tuple[list[Recipe], CookbookReport]:
     """Read every recipe below `root`, in order of id. Photos are opened once to check them; memory holds text only.
 
@@ -78,6 +78,7 @@ def read_cookbook(
         root: the folder.
         val, test: expected shares of the recipes with photo, each at least 0, together below 1.
         limit: read only this many recipes, the first by id.
+        photos: recipes that name photos are of no use where none of these is good.
 
     Raises:
         DataError: no such folder, one that may not be read, no recipe in it, one id twice, or no photo that is good.
@@ -104,7 +105,7 @@ def read_cookbook(
         entry.recipe.split = _split(entry.recipe.id, val, test) if entry.recipe.images else "train"
     report.pairs = sum(bool(entry.recipe.images) for entry in kept)
     report.text_only = len(kept) - report.pairs
-    if not report.pairs:
+    if photos and not report.pairs:
         _explain_lost_photos(root, report)
     return [entry.recipe for entry in kept], report
 
