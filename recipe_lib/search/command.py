@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import gc
 import ipaddress
 import json
 import os
@@ -73,14 +74,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _search(args: argparse.Namespace) -> int:
-    from recipe_lib.search.quick import without_compiler
+    from recipe_lib.search.quick import quick_imports
     from recipe_lib.search.studies import study_folder
 
     if args.top < 1:
         raise ValueError(f"--top {args.top}: must be 1 or more")
     folder, status = study_folder(args.study), 0
     _progress(f"loading {folder.name}")
-    with without_compiler():
+    with quick_imports():
         from recipe_lib.search.engine import Answer, RecipeSearch
 
         search = RecipeSearch.load(folder, args.variant, args.recipes)
@@ -211,4 +212,6 @@ def _free_port(host: str, port: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    gc.freeze()  # else half a second goes by in which Python's exit looks for garbage among all that was imported
+    sys.exit(status)

@@ -289,7 +289,8 @@ assert main(["tiny", {str(tmp_path / "dish.png")!r}, "--json"]) == 0
 heavy = {{"torch._dynamo", "torch._inductor", "pandas", "sklearn", "lightning", "matplotlib", "open_clip"}}
 main(["tiny", {str(tmp_path / "dish.png")!r}, "--json"])
 print(sorted(heavy & set(sys.modules)), file=sys.stderr)
-import torch, torch._dynamo
+import gc, torch, torch._dynamo
+assert gc.isenabled()
 print(torch.compile(lambda x: x + 1, backend="eager")(torch.zeros(2)).tolist(), file=sys.stderr)
 """
     RecipeSearch.load("tiny").search(
