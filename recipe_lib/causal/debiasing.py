@@ -13,11 +13,18 @@ class Debiasing:
 
     Args:
         classifier: train the ingredient classifier on the image features.
-        weights: where z takes P(ing | image) from: "" (no z), "classifier", "labels" (the oracle), "marginal".
+        weights: where z takes P(ing | image) from: "" (no z), "classifier", "labels" (the oracle),
+            "visible" (an oracle told only what shows), "marginal".
         dictionary: "learned", or the controls "shuffled" and "random".
         soft: keep every probability; else those below `threshold` are dropped before they are normalised.
         calibrated: turn the asymmetric-loss output into the probability that it stands for.
         normalise: bring Wv(D) to the length of the image embedding.
+        visible: the classifier is asked only for what can be seen; see `data.loading.Batch.asked`.
+        context_swap: share of the training photos that get the surroundings of another photo: do(context) by
+            construction; see `data.context`.
+        swap_radius: of the disc that keeps its own pixels, lowest and highest, in shares of the photo's side.
+        stratified: share of the training batches drawn within one stratum, so that its negatives share z: P(R | I, z).
+        hard_negatives: share of the training batches that bring recipes together which differ in few ingredients.
         gamma_neg, gamma_pos: of the asymmetric loss.
         classifier_dim, classifier_heads, classifier_feedforward: of the Query2Label transformer.
     """
@@ -29,11 +36,26 @@ class Debiasing:
     threshold: float = 0.5
     calibrated: bool = False
     normalise: bool = False
+    visible: bool = False
+    context_swap: float = 0.0
+    swap_radius: tuple[float, float] = (0.36, 0.48)
+    stratified: float = 0.0
+    hard_negatives: float = 0.0
     gamma_neg: float = 2.0
     gamma_pos: float = 0.0
     classifier_dim: int = 2048
     classifier_heads: int = 4
     classifier_feedforward: int = 8192
+
+    @property
+    def reads_visible(self) -> bool:
+        """Whether it is to be told which ingredients show in a photo."""
+        return self.visible or self.weights == "visible"
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Debiasing:
+        """From what `asdict` gave, or JSON made of it."""
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
     def tuned(self, parameters: Mapping[str, Any]) -> Debiasing:
         """The same with the threshold, the exponents and the classifier's sizes of a notebook's parameters."""
@@ -53,4 +75,9 @@ VARIANTS: dict[str, Debiasing] = {
     "calibrated": Debiasing(classifier=True, weights="classifier", soft=True, calibrated=True),
     "normalised": Debiasing(classifier=True, weights="classifier", normalise=True),
     "marginal": Debiasing(classifier=True, weights="marginal"),
+    "oracle_visible": Debiasing(weights="visible"),
+    "visible": Debiasing(classifier=True, weights="classifier", soft=True, calibrated=True, visible=True),
+    "context_swap": Debiasing(context_swap=0.5),
+    "stratified": Debiasing(stratified=0.5),
+    "hard_negatives": Debiasing(hard_negatives=0.5),
 }

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from recipe_lib import devices
+from recipe_lib.data import batches
+from recipe_lib.data.context import discs, swap_context
 from recipe_lib.data.images import RandAugment, decode_jpeg
 from recipe_lib.data.store import Split
 from recipe_lib.data.text import PAD
@@ -44,7 +46,8 @@ class Batch:
     """One step; of text-only recipes there are no more than `recipes` and `rows`.
 
     Shape:
-        images (B, 3, H, W) uint8; labels (B, K) float; descriptions (B, L) int64 ids of CLIP; segments (B, n, E)
+        images (B, 3, H, W) uint8; labels (B, K) float; visible (B, K) float, those of the labels that show in the photo,
+        None where nobody knows; descriptions (B, L) int64 ids of CLIP; segments (B, n, E)
         features or (B, n, 3, S, S) uint8 pixels, their mask (B, n) bool. The last three are None for systems that do
         not read them.
     """
@@ -56,6 +59,7 @@ class Batch:
     descriptions: Tensor | None = None
     segments: Tensor | None = None
     segment_mask: Tensor | None = None
+    visible: Tensor | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         move = (getattr(self, f.name) for f in fields(self))
@@ -137,6 +141,9 @@ class StudyDataset(Dataset):
         descriptions: batches hold the imagined descriptions.
         segments: (photos of the split, n, E) features of each photo's segments; batches hold those of its photos. Or
             a number: batches hold the pixels of at most so many segments of each photo; 0: none.
+        visible: batches hold the labels that show in the photo, where that is known.
+        swap: share of the photos that get other surroundings; see `context`.
+        swap_radius: of the discs that keep their own pixels, where no parts are stored with the photos.
     """
 
     def __init__(
@@ -151,10 +158,14 @@ class StudyDataset(Dataset):
         seed: int = 0,
         descriptions: bool = False,
         segments: np.ndarray | int = 0,
+        visible: bool = False,
+        swap: float = 0.0,
+        swap_radius: tuple[float, float] = (0.36, 0.48),
     ):
         self.split, self.text_only, self.crop, self.augment, self.seed = split, text_only, crop, augment, seed
         self.descriptions, self.segments = descriptions, segments
         self.policy, self.choose = RandAugment(policy) if policy else None, augment and not first_photo_only
+        self.visible, self.swap, self.swap_radius = visible and split.knows_visible, swap, swap_radius
 
     def __len__(self) -> int:
         return len(self.split)
@@ -169,8 +180,14 @@ class StudyDataset(Dataset):
         for i, row in enumerate(draw.rows):
             which = int(rng.integers(self.split.photo_count(row))) if self.choose else 0
             images[i], photos[i] = self._image(row, which, rng), self.split.photo_start[row] + which
+        if self.swap:
+            # A stream of its own: crops and choices stay those of the control.
+            own = np.random.default_rng([self.seed, draw.epoch, int(draw.rows[0]), 1])
+            images = swap_context(images, discs(len(images), self.crop, self.swap_radius, own), self.swap, own)
         labels = torch.from_numpy(self.split.label_matrix(draw.rows)).float()
         batch = Batch(recipe_batch(self.split, draw.rows), rows, torch.from_numpy(images).permute(0, 3, 1, 2), labels)
+        if self.visible:
+            batch.visible = torch.from_numpy(self.split.visible_matrix(draw.rows)).float()
         if self.descriptions:
             batch.descriptions = torch.from_numpy(self.split.description_tokens(draw.rows))
         if isinstance(self.segments, int):
@@ -202,6 +219,8 @@ class PairedBatches(Sampler[Draw]):
 
     Args:
         batch_size: pairs per step over all processes; each takes every world-th row of the same batch.
+        strata, stratified: (pairs,) stratum of each pair, and the share of the batches drawn within one.
+        nearest, hard: (pairs, n) near ones of each pair, and the share of the batches that bring such together.
         rank, world: this process among all. Rows of a batch that do not divide among all are dropped.
 
     Raises:
@@ -209,11 +228,23 @@ class PairedBatches(Sampler[Draw]):
     """
 
     def __init__(
-        self, pairs: int, batch_size: int, *, text_only: int = 0, seed: int = 0, rank: int = 0, world: int = 1
+        self,
+        pairs: int,
+        batch_size: int,
+        *,
+        text_only: int = 0,
+        seed: int = 0,
+        strata: np.ndarray | None = None,
+        stratified: float = 0.0,
+        nearest: np.ndarray | None = None,
+        hard: float = 0.0,
+        rank: int = 0,
+        world: int = 1,
     ):
         if batch_size % world:
             raise ValueError(f"a batch of {batch_size} does not divide among {world} devices")
         self.pairs, self.batch_size, self.text_only, self.seed, self.epoch = pairs, batch_size, text_only, seed, 0
+        self.strata, self.stratified, self.nearest, self.hard = strata, stratified, nearest, hard
         self.rank, self.world = rank, world
 
     def set_epoch(self, epoch: int) -> None:
@@ -236,6 +267,8 @@ class PairedBatches(Sampler[Draw]):
     def __iter__(self) -> Iterator[Draw]:
         rng = np.random.default_rng([self.seed, self.epoch])
         order, text = rng.permutation(self.pairs), rng.permutation(self.text_only)
+        if self.stratified or self.hard:
+            order = self._arranged(order, np.random.default_rng([self.seed, self.epoch, 1]))
         for step in range(self._paired()):
             rows = order[step * self.batch_size : (step + 1) * self.batch_size]
             yield Draw(self._share(rows), True, self.epoch)
@@ -243,6 +276,19 @@ class PairedBatches(Sampler[Draw]):
                 # Round and round the text-only recipes: one epoch is one pass over the pairs.
                 take = np.arange(2 * self.batch_size) + step * 2 * self.batch_size
                 yield Draw(self._share(text[np.unique(take % self.text_only)]), False, self.epoch)
+
+
+    def _arranged(self, order: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """The same rows with some of the batches made of one stratum, some of near ones; batches in random order."""
+        whole = self.pairs // self.batch_size
+        counts = [round(share * whole) * self.batch_size for share in (self.stratified, self.hard)]
+        stratified, hard, rest = np.split(order[: whole * self.batch_size], np.cumsum(counts))
+        if len(stratified):
+            stratified = batches.of_one_stratum(stratified, self.strata, rng)
+        if len(hard):
+            hard = batches.with_neighbours(hard, self.nearest)
+        arranged = np.concatenate([stratified, hard, rest]).reshape(whole, self.batch_size)
+        return np.concatenate([arranged[rng.permutation(whole)].ravel(), order[whole * self.batch_size :]])
 
 
 class InOrder(Sampler[Draw]):

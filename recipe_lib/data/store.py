@@ -160,6 +160,19 @@ class Split:
             matrix[i, self.labels[self.label_start[row] : self.label_start[row + 1]]] = True
         return matrix
 
+    @property
+    def knows_visible(self) -> bool:
+        """Whether it is known which ingredients show in each photo: the kitchen knows."""
+        return bool(len(self)) and "visible" in self.truth[0]
+
+    def visible_matrix(self, rows: np.ndarray) -> np.ndarray:
+        """(rows, K) bool: those of the labels whose ingredient shows in the photo."""
+        matrix = np.zeros((len(rows), self.num_classes), bool)
+        for i, row in enumerate(rows):
+            own = slice(self.label_start[row], self.label_start[row + 1])
+            matrix[i, self.labels[own]] = np.array(self.truth[row]["visible"])[self.positions[own]]
+        return matrix
+
     def _column(self, name: str, kind: str = "recipes") -> list:
         return self._table(name, kind).to_pylist()
 

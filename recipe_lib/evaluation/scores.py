@@ -51,7 +51,7 @@ class Encoded:
 
     Shape:
         embedding, z, recipes (N, D); labels (N, K); logits (N, K), descriptions and segments (N, D), each None where
-        the system has no such part.
+        the system has no such part; visible (N, K), the labels that show in the photo, None where nobody knows.
     """
 
     embedding: Tensor
@@ -61,6 +61,7 @@ class Encoded:
     logits: Tensor | None
     descriptions: Tensor | None = None
     segments: Tensor | None = None
+    visible: Tensor | None = None
 
 
 @torch.inference_mode()
@@ -81,13 +82,13 @@ def encode(
     device = devices.device()
     system = system.eval().to(device)
     parts = []
-    for batch in loader(StudyDataset(split, crop), InOrder(len(split), batch_size), workers):
+    for batch in loader(StudyDataset(split, crop, visible=True), InOrder(len(split), batch_size), workers):
         image = system.encode_images(batch.to(device))
-        parts.append([image.embedding, image.z, batch.labels, image.logits])
-    embedding, z, labels, logits = (
+        parts.append([image.embedding, image.z, batch.labels, image.logits, batch.visible])
+    embedding, z, labels, logits, visible = (
         None if column[0] is None else torch.cat([x.cpu() for x in column]) for column in zip(*parts, strict=True)
     )
-    encoded = Encoded(embedding, z, encode_recipes(system, split), labels, logits)
+    encoded = Encoded(embedding, z, encode_recipes(system, split), labels, logits, visible=visible)
     batches = np.array_split(np.arange(len(split)), -(-len(split) // batch_size))
     if "descriptions" in system.reads:
         tokens = (torch.from_numpy(split.description_tokens(rows)).to(device) for rows in batches)
@@ -208,7 +209,7 @@ def test_time_embeddings(variant: str, system: System, encoded: Encoded, seed: i
 
     `variant@control` changes the trained variant at test time alone: `no_z` removes the term, `soft` drops the
     threshold, `true_labels` tells the ingredients; the oracle's labels are permuted over the recipes, corrupted at a
-    rising rate, or left alone without the photo.
+    rising rate, left alone without the photo, or only those that show in it (`visible`, where that is known).
     """
     system = system.cpu()
     out = {variant: encoded.embedding + encoded.z}
@@ -233,6 +234,8 @@ def test_time_embeddings(variant: str, system: System, encoded: Encoded, seed: i
         for rate in CORRUPTION:
             labels = corrupt_labels(encoded.labels, rate, generator)
             out[f"{variant}@corrupted_{rate}"] = encoded.embedding + told(labels)
+        if encoded.visible is not None:
+            out[f"{variant}@visible"] = encoded.embedding + told(encoded.visible)
     return out
 
 

@@ -178,6 +178,11 @@ def _constraint(where: str, text: str) -> str:
     return ""
 
 
+def of_notebook(schema: Mapping[str, Parameter], values: Mapping, notebook: str) -> dict:
+    """Those values that a notebook declares."""
+    return {name: values[name] for name, parameter in schema.items() if notebook in parameter.notebooks}
+
+
 # ---- the values: files and the command line ----
 
 

@@ -80,7 +80,7 @@ def write_report(study_dir: Path) -> Path:
             [name, *(stage.get(key, "") for key in ("status", "seconds", "peak_memory_mb", "started"))]
             for name, stage in sorted(stages.items())
         ],
-        pages=_notebook_pages(study_dir, sorted(stages)),
+        pages=write_pages(study_dir, sorted(stages)),
         figures=_figures(study_dir),
         parameters=[[name, json.dumps(value, ensure_ascii=False)] for name, value in manifest["parameters"].items()],
         environment=_environment(stages),
@@ -138,7 +138,7 @@ def _figures(folder: Path) -> dict[str, list[tuple[str, str]]]:
     return {stage or folder.name: figures[stage] for stage in sorted(figures, reverse=True)}
 
 
-def _notebook_pages(folder: Path, stages: list[str]) -> list[str]:
+def write_pages(folder: Path, stages: list[str]) -> list[str]:
     """Names of the executed notebooks' HTML pages; a page older than its notebook is made again."""
     # No scripts from elsewhere: a page opens without a network and calls none (so formulas show as TeX).
     elsewhere = ("require_js_url", "jquery_url", "mathjax_url", "mermaid_js_url")

@@ -89,7 +89,7 @@ class SystemConfig:
         """From what `to_dict` gave, or JSON made of it."""
         values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
         if isinstance(values.get("debiasing"), Mapping):
-            values["debiasing"] = Debiasing(**values["debiasing"])
+            values["debiasing"] = Debiasing.from_dict(values["debiasing"])
         return cls(**values)
 
 
@@ -131,6 +131,8 @@ class System(nn.Module, ABC):
         config: the architecture.
         dictionary: (K, E) ingredient dictionary; needed where `config.debiasing.weights` is set.
         prior: (K,) share of the training recipes that hold each ingredient; needed for weights "marginal".
+        seen: (K,) how well each class can be told from photos, 0..1: where `config.debiasing.visible` and nobody knows
+            what shows, the classifier is asked for each by that weight.
 
     Attributes:
         pairs: loss -> the two sides that it compares; see `sides`.
@@ -142,7 +144,13 @@ class System(nn.Module, ABC):
     pairs: ClassVar[dict[str, tuple[str, str]]] = {"retrieval": ("image", "recipe")}
     defaults: ClassVar[dict[str, Any]] = {}
 
-    def __init__(self, config: SystemConfig, dictionary: Tensor | None = None, prior: Tensor | None = None):
+    def __init__(
+        self,
+        config: SystemConfig,
+        dictionary: Tensor | None = None,
+        prior: Tensor | None = None,
+        seen: Tensor | None = None,
+    ):
         super().__init__()
         self.config = config
         self.args = self.defaults | self._given_args()
@@ -166,6 +174,8 @@ class System(nn.Module, ABC):
             self.adjustment = BackdoorAdjustment(dictionary, config.embed_dim, normalise=attached.normalise)
         if attached.weights == "marginal":
             self.register_buffer("prior", torch.ones(config.num_classes) if prior is None else prior.clone())
+        if attached.visible:
+            self.register_buffer("seen", torch.ones(config.num_classes) if seen is None else seen.clone())
 
     def _given_args(self) -> dict[str, Any]:
         given: dict[str, Any] = {}
@@ -204,7 +214,8 @@ class System(nn.Module, ABC):
                 logits = self.classifier(self.image_encoder.feature_map(features).float())
         z = torch.zeros_like(embedding)
         if self.adjustment is not None:
-            z = self.adjustment(embedding, self.weights(logits, batch.labels, len(embedding)).to(embedding.dtype))
+            told = batch.visible if self.config.debiasing.weights == "visible" else batch.labels
+            z = self.adjustment(embedding, self.weights(logits, told, len(embedding)).to(embedding.dtype))
         return ImageFeatures(embedding, z, logits)
 
     def encode_recipes(self, recipes: RecipeBatch) -> RecipeFeatures:
@@ -226,9 +237,9 @@ class System(nn.Module, ABC):
         attached = self.config.debiasing
         if attached.weights == "marginal":
             return marginal_weights(self.prior, rows)
-        if attached.weights == "labels":
+        if attached.weights in ("labels", "visible"):
             if labels is None:
-                raise ValueError("the oracle needs the true labels of each photo's recipe")
+                raise ValueError(f"the oracle needs the true {attached.weights} of each photo's recipe")
             return ingredient_weights(labels.float())
         return ingredient_weights(self.probabilities(logits), 0.0 if attached.soft else attached.threshold)
 
@@ -269,10 +280,16 @@ class System(nn.Module, ABC):
                 # Of this device's photos alone: the mean of equally large means is the mean.
                 attached = self.config.debiasing
                 losses["classifier"] = asymmetric_loss(
-                    image.logits, batch.labels, attached.gamma_neg, attached.gamma_pos
+                    image.logits, batch.labels, attached.gamma_neg, attached.gamma_pos, self.asked(batch)
                 )
             step.log({"e_norm": image.embedding.norm(dim=1).mean(), "z_norm": image.z.norm(dim=1).mean()})
         return losses
+
+    def asked(self, batch: Batch) -> Tensor | None:
+        """Weight of each of the classifier's decisions (B, K) or (K,): only what can be seen, where it is so attached."""
+        if not self.config.debiasing.visible:
+            return None
+        return self.seen if batch.visible is None else 1 - batch.labels + batch.visible
 
     def self_supervised_loss(self, components: tuple[Tensor, ...], loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """Mean over the ordered pairs of components (B, E) of the loss between one and the projection of the other."""
