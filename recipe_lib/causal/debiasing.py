@@ -26,6 +26,7 @@ class Debiasing:
         stratified: share of the training batches drawn within one stratum, so that its negatives share z: P(R | I, z).
         hard_negatives: share of the training batches that bring recipes together which differ in few ingredients.
         gamma_neg, gamma_pos: of the asymmetric loss.
+        classifier_scale: what multiplies the weight of that loss.
         classifier_dim, classifier_heads, classifier_feedforward: of the Query2Label transformer.
     """
 
@@ -43,6 +44,7 @@ class Debiasing:
     hard_negatives: float = 0.0
     gamma_neg: float = 2.0
     gamma_pos: float = 0.0
+    classifier_scale: float = 1.0
     classifier_dim: int = 2048
     classifier_heads: int = 4
     classifier_feedforward: int = 8192
@@ -58,9 +60,14 @@ class Debiasing:
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
     def tuned(self, parameters: Mapping[str, Any]) -> Debiasing:
-        """The same with the threshold, the exponents and the classifier's sizes of a notebook's parameters."""
+        """The same with the threshold, exponents, classifier's sizes and context swaps of a notebook's parameters."""
         names = ("threshold", "gamma_neg", "gamma_pos", *(f"classifier_{n}" for n in ("dim", "heads", "feedforward")))
-        return replace(self, **{name: parameters[name] for name in names if name in parameters})
+        tuned = {name: parameters[name] for name in names if name in parameters}
+        if "swap_radius" in parameters:
+            tuned["swap_radius"] = tuple(parameters["swap_radius"])
+        if self.context_swap and parameters.get("swap_share"):
+            tuned["context_swap"] = parameters["swap_share"]
+        return replace(self, **tuned)
 
 
 # Every variant starts from the same baseline checkpoint and trains as long as the others on the same batches.

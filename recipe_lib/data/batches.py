@@ -19,7 +19,7 @@ NEAREST = 8  # neighbours that a recipe may be paired with
 
 
 def strata(split: Split, seed: int) -> np.ndarray:
-    """(N,) the stratum of each recipe: the kitchen's cuisine, which is the confounder; elsewhere a cluster of its words."""
+    """(N,) the stratum of each recipe: the kitchen's cuisine, the confounder; elsewhere a cluster by its words."""
     truth = [row.get("cuisine") for row in split.truth]
     if all(truth):
         return np.unique(truth, return_inverse=True)[1]

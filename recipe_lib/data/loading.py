@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from recipe_lib import devices
 from recipe_lib.data import batches
-from recipe_lib.data.context import discs, swap_context
+from recipe_lib.data.context import Window, discs, stored_dish, swap_context
 from recipe_lib.data.images import RandAugment, decode_jpeg
 from recipe_lib.data.store import Split
 from recipe_lib.data.text import PAD
@@ -46,8 +46,8 @@ class Batch:
     """One step; of text-only recipes there are no more than `recipes` and `rows`.
 
     Shape:
-        images (B, 3, H, W) uint8; labels (B, K) float; visible (B, K) float, those of the labels that show in the photo,
-        None where nobody knows; descriptions (B, L) int64 ids of CLIP; segments (B, n, E)
+        images (B, 3, H, W) uint8; labels (B, K) float; visible (B, K) float, the labels that show in the photo, None
+        where nobody knows; descriptions (B, L) int64 ids of CLIP; segments (B, n, E)
         features or (B, n, 3, S, S) uint8 pixels, their mask (B, n) bool. The last three are None for systems that do
         not read them.
     """
@@ -177,13 +177,19 @@ class StudyDataset(Dataset):
         rng = np.random.default_rng([self.seed, draw.epoch, int(draw.rows[0])])
         images = np.empty((len(draw.rows), self.crop, self.crop, 3), np.uint8)
         photos = np.empty(len(draw.rows), np.int64)
+        windows: list[Window] = []
         for i, row in enumerate(draw.rows):
             which = int(rng.integers(self.split.photo_count(row))) if self.choose else 0
-            images[i], photos[i] = self._image(row, which, rng), self.split.photo_start[row] + which
+            images[i], window = self._image(row, which, rng)
+            photos[i] = self.split.photo_start[row] + which
+            windows.append(window)
         if self.swap:
             # A stream of its own: crops and choices stay those of the control.
             own = np.random.default_rng([self.seed, draw.epoch, int(draw.rows[0]), 1])
-            images = swap_context(images, discs(len(images), self.crop, self.swap_radius, own), self.swap, own)
+            dish = discs(len(images), self.crop, self.swap_radius, own)
+            if self.split.foreground is not None:
+                dish = stored_dish(self.split.foreground[photos], windows, dish)
+            images = swap_context(images, dish, self.swap, own)
         labels = torch.from_numpy(self.split.label_matrix(draw.rows)).float()
         batch = Batch(recipe_batch(self.split, draw.rows), rows, torch.from_numpy(images).permute(0, 3, 1, 2), labels)
         if self.visible:
@@ -199,7 +205,7 @@ class StudyDataset(Dataset):
             batch.segment_mask = torch.from_numpy(np.arange(self.segments.shape[1]) < there)
         return batch
 
-    def _image(self, row: int, which: int, rng: np.random.Generator) -> np.ndarray:
+    def _image(self, row: int, which: int, rng: np.random.Generator) -> tuple[np.ndarray, Window]:
         image = decode_jpeg(self.split.photo(row, which))
         spare = np.array(image.size[::-1]) - self.crop
         if spare.min() < 0:
@@ -209,7 +215,8 @@ class StudyDataset(Dataset):
         # Cropped before it becomes an array: an array of the whole photo costs a third of the decoding.
         image = image.crop((left, top, left + self.crop, top + self.crop))
         pixels = np.asarray(self.policy(image, rng) if self.policy else image)
-        return pixels[:, ::-1] if self.augment and rng.random() < 0.5 else pixels
+        flip = bool(self.augment and rng.random() < 0.5)
+        return pixels[:, ::-1] if flip else pixels, Window(top, left, *spare.tolist(), flip)
 
 
 class PairedBatches(Sampler[Draw]):
@@ -276,7 +283,6 @@ class PairedBatches(Sampler[Draw]):
                 # Round and round the text-only recipes: one epoch is one pass over the pairs.
                 take = np.arange(2 * self.batch_size) + step * 2 * self.batch_size
                 yield Draw(self._share(text[np.unique(take % self.text_only)]), False, self.epoch)
-
 
     def _arranged(self, order: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """The same rows with some of the batches made of one stratum, some of near ones; batches in random order."""

@@ -152,6 +152,15 @@ class Split:
         """(photos,) segments of each photo."""
         return np.diff(self._segment_start)
 
+    @cached_property
+    def foreground(self) -> np.ndarray | None:
+        """(photos, bytes) uint8: where the parts of each photo lie, bits of a square mask; None without parts."""
+        if "segments" not in self.extras:
+            return None
+        masks = self._table("foreground", "segments").to_pylist()
+        cells = max(map(len, masks), default=0)
+        return np.frombuffer(b"".join(mask.ljust(cells, b"\0") for mask in masks), np.uint8).reshape(len(masks), cells)
+
     def label_matrix(self, rows: np.ndarray | None = None) -> np.ndarray:
         """(rows, K) bool: which ingredient classes each recipe holds."""
         rows = np.arange(len(self)) if rows is None else rows

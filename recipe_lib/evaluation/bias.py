@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-import torch
 import torch.nn.functional as F
 from sklearn.linear_model import RidgeClassifierCV, RidgeCV
 from sklearn.metrics import roc_auc_score
@@ -26,7 +25,7 @@ NEIGHBOURS = 10
 
 
 def context_pull(images: Tensor, recipes: Tensor, context: np.ndarray, own: np.ndarray, k: int = NEIGHBOURS) -> float:
-    """How far the neighbours of a photo follow its context: P(own_j = context_i | j in top k of i) - P(own_j = context_i).
+    """How far a photo's neighbours follow its context: P(own_j = context_i | j in top k of i) - P(own_j = context_i).
 
     A photo's context is the table that it shows; a recipe's own context is the table that its cuisine would be set on.
     Under do_context the two are independent, so a system that does not look at the table has 0, a blind one too; one
@@ -44,7 +43,7 @@ def context_pull(images: Tensor, recipes: Tensor, context: np.ndarray, own: np.n
 
 
 def context_probe(embeddings: Tensor, context: np.ndarray) -> float:
-    """Accuracy with which a linear probe reads the context from embeddings (N, D): trained on one half, tested on the other.
+    """Accuracy with which a linear probe reads the context from embeddings (N, D), half to train on, half to test on.
 
     1 / C where the embedding holds nothing of it (or nothing linear), 1 where it holds it whole.
     """

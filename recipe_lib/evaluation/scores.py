@@ -293,6 +293,20 @@ def classifier_metrics(logits: Tensor, labels: Tensor, gamma_neg: float, gamma_p
     return pd.DataFrame(rows)
 
 
+def told_classes(system: System, split: Split, *, crop: int) -> Tensor:
+    """(K,) how well each class is told from photos: average precision, brought to 0 for chance, 1 for all.
+
+    Where nobody knows what shows in a photo, this stands for it. Classes without a positive in the split have 0.
+    """
+    encoded = encode(system, split, crop=crop)
+    share = (encoded.labels > 0).double().mean(0)
+    precision = [
+        average_precision_score(encoded.labels[:, k] > 0, encoded.logits[:, k]) if share[k] else 0.0
+        for k in range(len(share))
+    ]
+    return ((torch.tensor(precision) - share) / (1 - share).clamp(min=1e-6)).clamp(0, 1).float()
+
+
 def near_duplicate_pairs(ids: Sequence[str], near_duplicates: Sequence[str]) -> np.ndarray:
     """(P, 2) rows of the recipes that have a near-duplicate in the split, each with the row of it.
 

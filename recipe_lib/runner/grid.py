@@ -1,10 +1,10 @@
 """Many studies from one parameter file: every seed in every world, each a study of its own that can be resumed.
 
 `seeds: [1, 2, 3]` runs the study three times, as `<study>-seed1` and so on. `worlds` changes other parameters too, each
-an entry "name: {key: value}"; its studies are `<study>-<name>-seed1` and so on. When all are finished, notebook 06 reads
-them. Each study is a process of its own, so one that fails stops no other, and what is finished is skipped by the rules
-of a single study. In a Slurm array every task takes its share of the studies; the same command without the array, then,
-finds them finished and runs notebook 06.
+an entry "name: {key: value}"; its studies are `<study>-<name>-seed1` and so on. When all are finished, notebook 06
+reads them. Each study is a process of its own, so one that fails stops no other, and what is finished is skipped by
+the rules of a single study. In a Slurm array every task takes its share of the studies; the same command without the
+array, then, finds them finished and runs notebook 06.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import yaml
 
-from recipe_lib.paths import atomic_write_text, study_dir
+from recipe_lib.paths import atomic_write_text
 from recipe_lib.runner.params import ParamsError
 
 

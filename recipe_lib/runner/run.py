@@ -49,7 +49,9 @@ def _parser() -> argparse.ArgumentParser:
     part = parser.add_mutually_exclusive_group()
     part.add_argument("--only", metavar="NN", help="run this stage alone, even if unchanged, e.g. --only 05")
     part.add_argument("--from", dest="start", metavar="NN", help="run this stage and all later ones, even if unchanged")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="of a grid (seeds: [...]): N studies at a time")
+    parser.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="of a grid (seeds: [...]): N studies at a time"
+    )
     parser.add_argument("--fresh", action="store_true", help="delete what the stages left, weights too, then run them")
     parser.add_argument("--outputs", metavar="DIR", help="put the studies in this folder instead of outputs/")
     parser.add_argument("--list", action="store_true", help="show the stages and all parameters, run nothing")

@@ -18,6 +18,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,10 +63,17 @@ class _Entry:
     where: str  # file and line
     folder: Path  # photo names start here
     recipe: Recipe  # images still as written: names, not paths
+    shifted: bool = False  # belongs to the test split "shift"
 
 
 def read_cookbook(
-    root: Path, *, val: float = 0.15, test: float = 0.15, limit: int | None = None
+    root: Path,
+    *,
+    val: float = 0.15,
+    test: float = 0.15,
+    limit: int | None = None,
+    ingredients: str = "ingredients",
+    shift: Sequence[str] = (),
 ) -> tuple[list[Recipe], CookbookReport]:
     """Read every recipe below `root`, in order of id. Photos are opened once to check them; memory holds text only.
 
@@ -78,6 +86,8 @@ def read_cookbook(
         root: the folder.
         val, test: expected shares of the recipes with photo, each at least 0, together below 1.
         limit: read only this many recipes, the first by id.
+        ingredients: name of the field that holds the ingredient lines.
+        shift: "field=value": pairs with one of these are a test split of their own, "shift", and are in no other.
 
     Raises:
         DataError: no such folder, one that may not be read, no recipe in it, one id twice, or no photo that is good.
@@ -89,7 +99,8 @@ def read_cookbook(
         raise DataError(f"{root}: {'not a' if os.path.exists(root) else 'no such'} folder; name the cookbook's folder")
     root, report = root.resolve(), CookbookReport()
     entries: dict[str, _Entry] = {}
-    for entry in (entry for path in _files(root, report) for entry in _entries(path, root, report)):
+    own = {"ingredients": ingredients, "shift": set(shift)}
+    for entry in (entry for path in _files(root, report) for entry in _entries(path, root, report, **own)):
         first = entries.setdefault(entry.recipe.id, entry)
         if first is not entry:
             raise DataError(f"{root}: {first.where} and {entry.where} share the id {entry.recipe.id!r}; change one")
@@ -101,7 +112,9 @@ def read_cookbook(
     photo_faults: dict[Path, str | None] = {}  # what is wrong with each photo; recipes may share one
     for entry in kept:
         entry.recipe.images = _good_photos(entry, root, report, photo_faults)
-        entry.recipe.split = _split(entry.recipe.id, val, test) if entry.recipe.images else "train"
+        entry.recipe.split = _split(entry, val, test) if entry.recipe.images else "train"
+    if shift and not any(entry.recipe.split == "shift" for entry in kept):
+        raise DataError(f"{root}: no recipe with photo has {' or '.join(shift)}; see test_shift")
     report.pairs = sum(bool(entry.recipe.images) for entry in kept)
     report.text_only = len(kept) - report.pairs
     if not report.pairs:
@@ -140,7 +153,7 @@ def _files(root: Path, report: CookbookReport) -> list[Path]:
     return sorted(files)
 
 
-def _entries(path: Path, root: Path, report: CookbookReport) -> list[_Entry]:
+def _entries(path: Path, root: Path, report: CookbookReport, ingredients: str, shift: set[str]) -> list[_Entry]:
     """The good recipes of one file; the reasons against the others, or against the file, go to the report."""
     shown = _shown(path, root)
     try:
@@ -154,6 +167,8 @@ def _entries(path: Path, root: Path, report: CookbookReport) -> list[_Entry]:
     for line, fields in rows:
         where = f"{shown}:{line}" if line else shown
         try:
+            if ingredients != "ingredients" and isinstance(fields, dict):
+                fields = fields | {"ingredients": fields.get(ingredients, [])}
             recipe = _recipe(fields)
         except _Skip as reason:
             name = (fields.get("id") or fields.get("title")) if isinstance(fields, dict) else None
@@ -161,7 +176,8 @@ def _entries(path: Path, root: Path, report: CookbookReport) -> list[_Entry]:
             continue
         titles[recipe.title] += 1  # one file may hold two recipes of one title
         recipe.id = recipe.id or _digest(f"{shown}\0{recipe.title}\0{titles[recipe.title]}")[:10]
-        entries.append(_Entry(where, path.parent, recipe))
+        marks = {f"{name}={value}" for name, value in fields.items() if isinstance(value, str)} if shift else set()
+        entries.append(_Entry(where, path.parent, recipe, bool(marks & shift)))
     return entries
 
 
@@ -264,8 +280,10 @@ def _find_photo(name: str, folder: Path, root: Path) -> Path | None:
         raise _Skip("leaves the cookbook's folder")
 
 
-def _split(name: str, val: float, test: float) -> str:
-    share = int(_digest(f"split {name}")[:8], 16) / 2**32
+def _split(entry: _Entry, val: float, test: float) -> str:
+    if entry.shifted:
+        return "shift"
+    share = int(_digest(f"split {entry.recipe.id}")[:8], 16) / 2**32
     return "test" if share < test else "val" if share < test + val else "train"
 
 

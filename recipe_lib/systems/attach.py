@@ -25,6 +25,7 @@ def attach(
     """
     # The weights come from the baseline: fetching the backbone's published ones again would be waste.
     system = build(replace(baseline.config, debiasing=debiasing, pretrained=False), dictionary, prior, seen)
-    fresh = {k: v for k, v in system.state_dict().items() if k.startswith(("classifier.", "adjustment.", "prior", "seen"))}
+    attached = ("classifier.", "adjustment.", "prior", "seen")
+    fresh = {k: v for k, v in system.state_dict().items() if k.startswith(attached)}
     system.load_state_dict(baseline.state_dict() | fresh)
     return system

@@ -279,14 +279,14 @@ class System(nn.Module, ABC):
             if image.logits is not None and step.weight("classifier"):
                 # Of this device's photos alone: the mean of equally large means is the mean.
                 attached = self.config.debiasing
-                losses["classifier"] = asymmetric_loss(
+                losses["classifier"] = attached.classifier_scale * asymmetric_loss(
                     image.logits, batch.labels, attached.gamma_neg, attached.gamma_pos, self.asked(batch)
                 )
             step.log({"e_norm": image.embedding.norm(dim=1).mean(), "z_norm": image.z.norm(dim=1).mean()})
         return losses
 
     def asked(self, batch: Batch) -> Tensor | None:
-        """Weight of each of the classifier's decisions (B, K) or (K,): only what can be seen, where it is so attached."""
+        """Weight of each decision of the classifier, (B, K) or (K,), where it is asked only for what can be seen."""
         if not self.config.debiasing.visible:
             return None
         return self.seen if batch.visible is None else 1 - batch.labels + batch.visible
