@@ -287,13 +287,14 @@ class PairedBatches(Sampler[Draw]):
     def _arranged(self, order: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """The same rows with some of the batches made of one stratum, some of near ones; batches in random order."""
         whole = self.pairs // self.batch_size
-        counts = [round(share * whole) * self.batch_size for share in (self.stratified, self.hard)]
-        stratified, hard, rest = np.split(order[: whole * self.batch_size], np.cumsum(counts))
-        if len(stratified):
-            stratified = batches.of_one_stratum(stratified, self.strata, rng)
-        if len(hard):
-            hard = batches.with_neighbours(hard, self.nearest)
-        arranged = np.concatenate([stratified, hard, rest]).reshape(whole, self.batch_size)
+        stratified, hard = (round(share * whole) * self.batch_size for share in (self.stratified, self.hard))
+        if hard:  # near ones are looked for among all pairs, then some are taken
+            order = batches.with_neighbours(order, self.nearest)
+            order[hard:] = rng.permutation(order[hard:])
+        one = slice(hard, hard + stratified)
+        if stratified:
+            order[one] = batches.of_one_stratum(order[one], self.strata, rng)
+        arranged = order[: whole * self.batch_size].reshape(whole, self.batch_size)
         return np.concatenate([arranged[rng.permutation(whole)].ravel(), order[whole * self.batch_size :]])
 
 

@@ -38,7 +38,7 @@ class Member:
     def arguments(self) -> list[tuple[str, str]]:
         """As `-p` takes them: what makes it one study and no grid."""
         own = {"study": self.study, "seed": self.seed, "seeds": [], "worlds": [], **self.overrides}
-        return [(key, json.dumps(value)) for key, value in own.items()]
+        return [(key, value if isinstance(value, str) else json.dumps(value)) for key, value in own.items()]
 
 
 def members(values: Mapping) -> list[Member]:

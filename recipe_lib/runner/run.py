@@ -82,7 +82,7 @@ def _run(args: argparse.Namespace) -> int:
 
     root = repo_root()
     notebooks, evidence = stages.stage_notebooks(root), root / "notebooks" / f"{EVIDENCE}.ipynb"
-    schema = params.declared([*notebooks, evidence])
+    schema = params.declared([*notebooks, *filter(Path.is_file, [evidence])])
     if args.list:
         _list(notebooks, schema)
         return 0
@@ -92,7 +92,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.outputs:
         os.environ["CAUSAL_KITCHEN_OUTPUTS"] = str(Path(args.outputs).expanduser().resolve())
     os.environ["CAUSAL_KITCHEN_ROOT"] = str(root)
-    if values["seeds"]:
+    if values.get("seeds"):
         return _run_grid(args, files, values, schema, evidence)
     machines, machine = values.get("num_nodes", 1), distributed.node_rank()
     if machines > 1 and machine:

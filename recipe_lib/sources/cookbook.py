@@ -87,7 +87,7 @@ def read_cookbook(
         val, test: expected shares of the recipes with photo, each at least 0, together below 1.
         limit: read only this many recipes, the first by id.
         ingredients: name of the field that holds the ingredient lines.
-        shift: "field=value": pairs with one of these are a test split of their own, "shift", and are in no other.
+        shift: "field: value": pairs with one of these are a test split of their own, "shift", and are in no other.
 
     Raises:
         DataError: no such folder, one that may not be read, no recipe in it, one id twice, or no photo that is good.
@@ -176,7 +176,7 @@ def _entries(path: Path, root: Path, report: CookbookReport, ingredients: str, s
             continue
         titles[recipe.title] += 1  # one file may hold two recipes of one title
         recipe.id = recipe.id or _digest(f"{shown}\0{recipe.title}\0{titles[recipe.title]}")[:10]
-        marks = {f"{name}={value}" for name, value in fields.items() if isinstance(value, str)} if shift else set()
+        marks = {f"{name}: {value}" for name, value in fields.items() if isinstance(value, str)} if shift else set()
         entries.append(_Entry(where, path.parent, recipe, bool(marks & shift)))
     return entries
 
