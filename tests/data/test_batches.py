@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 
 from recipe_lib.data.batches import neighbours, of_one_stratum, strata, with_neighbours
@@ -37,7 +39,7 @@ def test_orders_hold_each_row_once():
     assert sorted(ordered.tolist()) == list(range(100)) and (np.diff(of[ordered]) != 0).sum() == 4
     paired = with_neighbours(rows, nearest)
     assert sorted(paired.tolist()) == list(range(100))
-    assert sum(b in nearest[a] for a, b in zip(paired, paired[1:], strict=False)) > 45
+    assert sum(b in nearest[a] for a, b in itertools.pairwise(paired)) > 45
     assert with_neighbours(np.array([3]), nearest).tolist() == [3]
 
 
