@@ -25,6 +25,8 @@ class Debiasing:
         swap_radius: of the disc that keeps its own pixels, lowest and highest, in shares of the photo's side.
         stratified: share of the training batches drawn within one stratum, so that its negatives share z: P(R | I, z).
         hard_negatives: share of the training batches that bring recipes together which differ in few ingredients.
+        mining: of the triplet loss, in place of the baseline's; see `losses.triplet`. A mean over all cells of a batch
+            drowns the few that are hard.
         gamma_neg, gamma_pos: of the asymmetric loss.
         classifier_scale: what multiplies the weight of that loss.
         classifier_dim, classifier_heads, classifier_feedforward: of the Query2Label transformer.
@@ -42,6 +44,7 @@ class Debiasing:
     swap_radius: tuple[float, float] = (0.36, 0.48)
     stratified: float = 0.0
     hard_negatives: float = 0.0
+    mining: str = ""
     gamma_neg: float = 2.0
     gamma_pos: float = 0.0
     classifier_scale: float = 1.0
@@ -83,8 +86,16 @@ VARIANTS: dict[str, Debiasing] = {
     "normalised": Debiasing(classifier=True, weights="classifier", normalise=True),
     "marginal": Debiasing(classifier=True, weights="marginal"),
     "oracle_visible": Debiasing(weights="visible"),
+    "fair_chance": Debiasing(classifier=True, weights="classifier", soft=True, calibrated=True, classifier_scale=10.0),
     "visible": Debiasing(classifier=True, weights="classifier", soft=True, calibrated=True, visible=True),
+    # Beyond the paper: nothing is attached, but other batches are trained on.
     "context_swap": Debiasing(context_swap=0.5),
+    "context_swap_25": Debiasing(context_swap=0.25),
+    "context_swap_75": Debiasing(context_swap=0.75),
+    "context_swap_100": Debiasing(context_swap=1.0),
     "stratified": Debiasing(stratified=0.5),
-    "hard_negatives": Debiasing(hard_negatives=0.5),
+    "non_zero": Debiasing(mining="non_zero"),
+    "hard_negatives": Debiasing(hard_negatives=1.0, mining="non_zero"),
+    "swap_hard": Debiasing(context_swap=0.5, hard_negatives=1.0, mining="non_zero"),
+    "swap_debiased": Debiasing(classifier=True, weights="classifier", context_swap=0.5),
 }

@@ -177,6 +177,8 @@ class TrainingTask(L.LightningModule):
 
     def __init__(self, system: System, config: TrainingConfig, scores: Callable[[], Sequence[float]] = tuple):
         super().__init__()
+        if mining := system.config.debiasing.mining:
+            config = replace(config, mining=mining)
         self.system, self.config, self.scores = system, config, scores
         self.automatic_optimization = len(system.players()) == 1
         self._validated: list[tuple[Tensor, Tensor]] = []

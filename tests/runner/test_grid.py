@@ -27,7 +27,8 @@ def test_a_slurm_array_shares_them_out():
     grid = list(range(7))
     environ = {"SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_COUNT": "3"}
     shares = [share(grid, environ | {"SLURM_ARRAY_TASK_ID": str(task)}) for task in (1, 2, 3)]
-    assert sorted(number for part in shares for number in part) == grid and max(map(len, shares)) == 3 and share(grid, {}) == grid
+    assert sorted(number for part in shares for number in part) == grid
+    assert max(map(len, shares)) == 3 and share(grid, {}) == grid
 
 
 def test_what_is_wrong_with_one_study_is_said_before_the_first_begins(tmp_path, capsys):
