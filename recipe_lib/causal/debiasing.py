@@ -41,7 +41,7 @@ class Debiasing:
     normalise: bool = False
     visible: bool = False
     context_swap: float = 0.0
-    swap_radius: tuple[float, float] = (0.36, 0.48)
+    swap_radius: tuple[float, float] = (0.28, 0.44)
     stratified: float = 0.0
     hard_negatives: float = 0.0
     mining: str = ""

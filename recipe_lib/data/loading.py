@@ -160,7 +160,7 @@ class StudyDataset(Dataset):
         segments: np.ndarray | int = 0,
         visible: bool = False,
         swap: float = 0.0,
-        swap_radius: tuple[float, float] = (0.36, 0.48),
+        swap_radius: tuple[float, float] = (0.28, 0.44),
     ):
         self.split, self.text_only, self.crop, self.augment, self.seed = split, text_only, crop, augment, seed
         self.descriptions, self.segments = descriptions, segments

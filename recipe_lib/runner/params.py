@@ -211,6 +211,12 @@ def _is_known(method: str, file: str) -> bool:
     return True
 
 
+def _swaps(variants: list[str]) -> bool:
+    from recipe_lib.causal.debiasing import VARIANTS  # as above
+
+    return any(VARIANTS[name].context_swap for name in variants)
+
+
 def _augments(policy: str) -> bool:
     if policy:
         from recipe_lib.data.images import RandAugment  # as above
@@ -266,9 +272,12 @@ TOGETHER = [
         "CLIP's towers read text_tokens clip, the others words",
     ),
     (
-        ("method", "descriptions", "segments"),
-        lambda method, descriptions, segments: method not in ("ht", "captions") or not (descriptions or segments),
-        "descriptions and segments are read by method dar alone (distances_from brings them to other systems)",
+        ("method", "descriptions", "segments", "variants"),
+        lambda method, descriptions, segments, variants: (
+            method not in ("ht", "captions") or not (descriptions or (segments and not _swaps(variants)))
+        ),
+        "descriptions and segments are read by method dar, segments by variants that swap context too "
+        "(distances_from brings both to other systems)",
     ),
     (
         ("method", "pretrained", "clip_pretrained"),
