@@ -91,26 +91,34 @@ def run_grid(
     if jobs > 1:  # processes that each take all cores would wait for each other
         environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
 
+    running: set[subprocess.Popen] = set()
+
     def run(member: Member) -> tuple[Member, int, float]:
         pairs = [part for pair in (*given, *member.arguments) for part in ("-p", *pair)]
         command = [sys.executable, "-P", "-m", "recipe_lib.runner.run", *files, *pairs]
         begin = time.monotonic()
         with open(logs / f"{member.study}.log", "w", encoding="utf-8") as log:
-            status = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environ, check=False).returncode
+            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environ)
+            running.add(process)
+            status = process.wait()
+            running.discard(process)
         return member, status, time.monotonic() - begin
 
     failed: list[str] = []
     begin = time.monotonic()
     with ThreadPoolExecutor(jobs) as pool:
-        for number, done in enumerate(as_completed([pool.submit(run, member) for member in studies]), 1):
-            member, status, seconds = done.result()
-            state = "done" if status == 0 else f"FAILED, see {os.path.relpath(logs / member.study)}.log"
-            if status:
-                failed.append(member.study)
-            left = (time.monotonic() - begin) / number * (len(studies) - number)
-            print(
-                f"[{number}/{len(studies)}] {member.study}: {state} in {seconds:.0f} s"
-                + (f"; about {left / 60:.0f} min left" if left else ""),
-                flush=True,
-            )
+        try:
+            for number, done in enumerate(as_completed([pool.submit(run, member) for member in studies]), 1):
+                member, status, seconds = done.result()
+                if status:
+                    failed.append(member.study)
+                state = f"FAILED, see {os.path.relpath(logs / member.study)}.log" if status else "done"
+                left = (time.monotonic() - begin) / number * (len(studies) - number)
+                rest = f"; about {left / 60:.0f} min left" if left else ""
+                print(f"[{number}/{len(studies)}] {member.study}: {state} in {seconds:.0f} s{rest}", flush=True)
+        except BaseException:  # Ctrl-C, SIGTERM: begin no other study, and stop those that run
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list(running):
+                process.terminate()
+            raise
     return failed
