@@ -39,6 +39,12 @@ class Grid:
         """Their names; "" where the grid changes nothing but the seed."""
         return list(dict.fromkeys(self.studies["world"]))
 
+    def variants(self, world: str = "") -> list[str]:
+        """The trained systems of a world, without test-time controls and products of distances."""
+        study = self._of(world)[0]
+        names = pd.read_parquet(study_dir(study) / "ranks.parquet", columns=["variant"])["variant"].unique()
+        return [name for name in names if "@" not in name]
+
     def ranks(self, world: str = "") -> pd.DataFrame:
         """The rank of every query of all seeds of a world; products of distances are variants (`labelled`)."""
         frames = []
