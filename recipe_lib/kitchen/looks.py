@@ -351,47 +351,41 @@ def base(dish: str, x: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[np.nda
     return BASES[dish](_Ground(dish, x, y, w, np.hypot(x, y), slow, fast))
 
 
-def table(style: str, x: np.ndarray, y: np.ndarray, w: np.ndarray) -> np.ndarray:
-    """Image shares (h, w) -> colour (h, w, 3) of the table, seen from above."""
-    colours = rgb(TABLES[style][0])
-    first, second = colours[0], colours[1]
+def tables(x: np.ndarray, y: np.ndarray, w: np.ndarray) -> list[np.ndarray]:
+    """Image shares (h, w) -> colour (h, w, 3) of the table of each style, seen from above."""
     slow, fast = _mottle(x, y, w, 9), _mottle(x, y, w, 60)
-
-    def mix(share, light=0.0):
-        share, light = np.float32(share)[..., None], 1 + np.float32(light)[..., None]
-        return (first * (1 - share) + second * share) * light
 
     def wave(t, pace):
         return np.sin(2 * np.pi * pace * t)
 
-    if style == "red gingham":
-        return mix(0.5 * (wave(x, 5) > 0) + 0.5 * (wave(y, 5) > 0), 0.03 * fast)
-    if style == "striped serape":
-        return colours[(np.floor(y * 14 + 0.08 * fast) % 4).astype(int)] * (1 + 0.1 * wave(x, 30))[..., None]
-    if style == "bamboo mat":
-        return mix(0.5 * (np.abs(wave(x, 2)) > 0.985), 0.16 * wave(y, 16) + 0.05 * slow)
-    if style == "marigold cloth":
-        ring = np.hypot((5 * x) % 1 - 0.5, (5 * y) % 1 - 0.5)
-        return mix((ring < 0.14) | (np.abs(ring - 0.32) < 0.06), 0.03 * fast)
-    if style == "banana leaf":
-        return mix(
-            0.9 * (np.abs((x + 0.2) % 0.8 - 0.4) < 0.02) + 0.25 * (wave(y + 0.5 * np.abs(x % 0.8 - 0.4), 12) > 0.4),
-            0.06 * slow,
-        )
-    if style == "navy linen":
-        return mix(1.0 * (wave(x, 4) > 0.72), 0.09 * wave(x, 40) * wave(y, 40))
-    if style == "blue mosaic":
-        a, b = np.floor(9 * x), np.floor(9 * y)
-        joint = ((9 * x) % 1 < 0.1) | ((9 * y) % 1 < 0.1)
-        return np.where(joint[..., None], 190, mix(((7 * a + 3 * b + a * b) % 5) / 4))
-    if style == "oak boards":
-        grain = 0.35 + 0.3 * np.sin(60 * y + 3 * slow + 9 * np.floor(4 * y)) + 0.15 * fast
-        return mix(np.clip(grain, 0, 1), -0.5 * ((4 * y) % 1 < 0.05))
-    if style == "red lacquer":
-        dots = np.hypot((7 * x + 0.5 * np.floor(7 * y)) % 1 - 0.5, (7 * y) % 1 - 0.5) < 0.17
-        return mix(dots, 0.12 * slow)
+    ring = np.hypot((5 * x) % 1 - 0.5, (5 * y) % 1 - 0.5)
+    vein = wave(y + 0.5 * np.abs(x % 0.8 - 0.4), 12)
+    tile = 7 * np.floor(9 * x) + 3 * np.floor(9 * y) + np.floor(9 * x) * np.floor(9 * y)
+    grain = 0.35 + 0.3 * np.sin(60 * y + 3 * slow + 9 * np.floor(4 * y)) + 0.15 * fast
+    dot = np.hypot((7 * x + 0.5 * np.floor(7 * y)) % 1 - 0.5, (7 * y) % 1 - 0.5)
     star = np.maximum(np.abs((4 * x) % 1 - 0.5) + np.abs((4 * y) % 1 - 0.5), 0.1)
-    return mix((np.abs(star - 0.33) < 0.07) | (star > 0.82), 0.05 * fast)
+    patterns = {  # style: (share of the second ground colour, light)
+        "red gingham": (0.5 * (wave(x, 5) > 0) + 0.5 * (wave(y, 5) > 0), 0.03 * fast),
+        "striped serape": (0.0, 0.1 * wave(x, 30)),
+        "bamboo mat": (0.5 * (np.abs(wave(x, 2)) > 0.985), 0.16 * wave(y, 16) + 0.05 * slow),
+        "marigold cloth": ((ring < 0.14) | (np.abs(ring - 0.32) < 0.06), 0.03 * fast),
+        "banana leaf": (0.9 * (np.abs((x + 0.2) % 0.8 - 0.4) < 0.02) + 0.25 * (vein > 0.4), 0.06 * slow),
+        "navy linen": (1.0 * (wave(x, 4) > 0.72), 0.09 * wave(x, 40) * wave(y, 40)),
+        "blue mosaic": ((tile % 5) / 4, 0.0),
+        "oak boards": (np.clip(grain, 0, 1), -0.5 * ((4 * y) % 1 < 0.05)),
+        "red lacquer": (dot < 0.17, 0.12 * slow),
+        "turquoise zellige": ((np.abs(star - 0.33) < 0.07) | (star > 0.82), 0.05 * fast),
+    }
+    drawn = []
+    for style, (ground, *_) in TABLES.items():
+        first, second, *more = rgb(ground)
+        share, light = (np.float32(part)[..., None] for part in patterns[style])
+        if more:  # stripes of all its colours
+            first = rgb(ground)[(np.floor(y * 14 + 0.08 * fast) % 4).astype(int)]
+        drawn.append((first * (1 - share) + second * share) * (1 + light))
+    joint = ((9 * x) % 1 < 0.1) | ((9 * y) % 1 < 0.1)
+    drawn[STYLES.index("blue mosaic")][joint] = 190
+    return drawn
 
 
 def vessel(style: str, kind: str, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

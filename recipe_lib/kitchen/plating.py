@@ -24,7 +24,7 @@ from recipe_lib.kitchen.looks import (
     VESSELS,
     base,
     rgb,
-    table,
+    tables,
     vessel,
 )  # fmt: skip
 
@@ -262,7 +262,7 @@ def ground_bank(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
     w = np.random.default_rng(3).random((1 + len(ANGLES), 12), dtype=np.float32)
     x, y = _pixels(int(1.6 * size), 2)
-    tables = [np.moveaxis(np.clip(table(s, x / size + 2, y / size + 2, w[0]), 0, 255), -1, 0) for s in STYLES]
+    cloths = [np.moveaxis(np.clip(t, 0, 255), -1, 0) for t in tables(x / size + 2, y / size + 2, w[0])]
     x, y = _pixels(size, 2)
     x, y = x / (PLATE * size), y / (PLATE * size)
     vessels = [[keep(*vessel(style, kind, x, y)) for style in STYLES] for kind in VESSELS]
@@ -271,7 +271,7 @@ def ground_bank(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         for a, angle in enumerate(ANGLES):
             c, s = (1.0, 0.0) if dish == "gratin" else (float(np.cos(angle)), float(np.sin(angle)))  # fits its vessel
             bases[d, a] = keep(*base(dish, c * x + s * y, c * y - s * x, w[1 + a]))
-    return np.rint([_shrink(t, 2) for t in tables]).astype(np.uint8), np.uint8(vessels), bases
+    return np.rint([_shrink(cloth, 2) for cloth in cloths]).astype(np.uint8), np.uint8(vessels), bases
 
 
 @lru_cache(maxsize=1)
