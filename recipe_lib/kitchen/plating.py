@@ -85,11 +85,10 @@ def _places(order: np.ndarray, total: np.ndarray, dish: np.ndarray, turn: np.nda
     Sunflower spirals around the dish's anchors: pieces spread evenly whatever their number, so that what hides them is
     the sauce and their neighbours, not bad luck.
     """
-    layouts = [DISHES[d][2:] for d in DISHES]
-    most = max(len(anchors) for anchors, *_ in layouts)
-    anchors = np.array([(a * most)[:most] for a, *_ in layouts], float)  # (dishes, most, 2), repeated
-    spread = np.array([(x, y) for _, x, y in layouts])[dish][:, None]
-    many = np.array([len(a) for a, *_ in layouts])[dish][:, None]
+    most = max(len(d.anchors) for d in DISHES.values())
+    anchors = np.array([(d.anchors * most)[:most] for d in DISHES.values()], float)  # (dishes, most, 2), repeated
+    spread = np.array([(d.spread_x, d.spread_y) for d in DISHES.values()])[dish][:, None]
+    many = np.array([len(d.anchors) for d in DISHES.values()])[dish][:, None]
     which, step = order % many, order // many
     share = np.clip((step + 0.5) / np.ceil(total / many), 0, 1)
     angle = 2.4 * step + 6.28 * rng.random((len(dish), 1)) + which
@@ -182,7 +181,7 @@ def _forms(slot: np.ndarray, form: np.ndarray) -> np.ndarray:
 
 def _colours(slot: np.ndarray, colour: np.ndarray, dish: np.ndarray) -> np.ndarray:
     """Scene.colour (n, M, 2, 3): that of the line, or of the dish's sauce."""
-    sauce = np.array([rgb(code) for _, code, *_ in DISHES.values()])[dish, None, None]
+    sauce = np.array([rgb(d.sauce) for d in DISHES.values()])[dish, None, None]
     return np.where((slot >= 0)[..., None, None], _of_line(colour, slot), sauce).astype(np.float32)
 
 
@@ -327,7 +326,7 @@ def draw(scene: Scene, size: int) -> tuple[np.ndarray, np.ndarray]:
         flip = [1 if c < 0.5 else -1 for c in scene.crop[i, 2:]]
         canvas.pixels.reshape(3, n, side, side)[:, i] = cloth[:, :: flip[0], :: flip[1]]
     middle = scene.centre * size
-    kind = np.array([VESSELS.index(vessel) for vessel, *_ in DISHES.values()])[scene.dish]
+    kind = np.array([VESSELS.index(d.vessel) for d in DISHES.values()])[scene.dish]
     for patch, line in ((vessels[kind, scene.style], None), (bases[scene.dish, scene.turn], np.ones(n, np.uint8))):
         patch = patch.astype(np.float32)
         canvas.paste(rows, middle, patch[:, 3] / 255, [patch[:, c] for c in range(3)], line)
