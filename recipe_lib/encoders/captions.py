@@ -1,4 +1,4 @@
-"""CLIP as it is, without adapters, heads or transformers over sentences (Radford et al., arXiv:2103.00020)."""
+"""CLIP without heads or transformers over sentences (Radford et al., arXiv:2103.00020)."""
 
 from __future__ import annotations
 
@@ -15,15 +15,19 @@ from recipe_lib.encoders.recipe import HierarchicalEncoder, RecipeFeatures
 
 
 class CLIPImageEncoder(nn.Module):
-    """The interface of `ImageEncoder` over an image tower, which becomes a part of this module.
+    """Photo -> CLIP: the interface of `ImageEncoder` over an image tower, with or without adapters.
+
+    Args:
+        tower: becomes a part of this module.
+        width, reduction: of the adapters; both 0 for none.
 
     Shape:
         images (B, 3, S, S) uint8 -> `features` (B, 1 + N, C) -> `embed` (B, E) or `feature_map` (B, C, h, w).
     """
 
-    def __init__(self, tower: ImageTower):
+    def __init__(self, tower: ImageTower, *, width: int = 0, reduction: int = 0):
         super().__init__()
-        self.tower = tower
+        self.tower, self.adapters = tower, tower.adapters(width, reduction)
 
     @property
     def channels(self) -> int:
@@ -32,7 +36,7 @@ class CLIPImageEncoder(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Tokens after the last block, the class token first."""
-        return self.tower(images)
+        return self.tower(images, self.adapters)
 
     def embed(self, features: Tensor) -> Tensor:
         """(B, E) in CLIP's joint space."""

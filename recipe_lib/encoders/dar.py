@@ -1,38 +1,17 @@
 """The encoders of DAR (Song et al., arXiv:2312.04763): shared CLIP towers, an adapter set for each encoder.
 
 Photos, descriptions and segments are what CLIP gives (Eqs. 4 and 5); only the recipe side ends in FC -> tanh. So the
-joint space is CLIP's own, D = E. The image tower belongs to `DARImageEncoder` and the text tower to `DARRecipeEncoder`;
-the other two only refer to them, so that a system's state holds each tower once, and moves and freezes it once.
+joint space is CLIP's own, D = E. The towers belong to `CLIPImageEncoder` and to `DARRecipeEncoder`; the other two only
+refer to them, so that a system's state holds each tower once, and moves and freezes it once.
 """
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from recipe_lib.encoders.captions import CLIPImageEncoder
 from recipe_lib.encoders.clip import ImageTower, TextTower
 from recipe_lib.encoders.packed import MaskedTransformer
 from recipe_lib.encoders.recipe import COMPONENTS, HierarchicalEncoder
-
-
-class DARImageEncoder(CLIPImageEncoder):
-    """Photo -> CLIP with adapters. The interface of `ImageEncoder`.
-
-    Args:
-        tower: becomes a part of this module.
-        width, reduction: of the adapters; both 0 for none.
-
-    Shape:
-        images (B, 3, S, S) uint8 -> `features` (B, 1 + N, C) -> `embed` (B, E) or `feature_map` (B, C, h, w).
-    """
-
-    def __init__(self, tower: ImageTower, *, width: int = 64, reduction: int = 0):
-        super().__init__(tower)
-        self.adapters = tower.adapters(width, reduction)
-
-    def features(self, images: Tensor) -> Tensor:
-        """Tokens after the last block, the class token first."""
-        return self.tower(images, self.adapters)
 
 
 class DARRecipeEncoder(HierarchicalEncoder):
