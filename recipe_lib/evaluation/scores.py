@@ -251,7 +251,7 @@ def classifier_metrics(logits: Tensor, labels: Tensor, gamma_neg: float, gamma_p
     are over the others. A class that is never named has precision 0.
 
     Returns:
-        A row a reading of the probability: the figures above and macro_average_precision, the mean over classes.
+        A row per reading of the probability: the figures above and macro_average_precision, the mean over classes.
     """
     truth = labels.numpy() > 0
     truth, scores = truth[:, truth.any(0)], logits.numpy()[:, truth.any(0)]
