@@ -28,11 +28,7 @@ class CLIPImageEncoder(nn.Module):
     def __init__(self, tower: ImageTower, *, width: int = 0, reduction: int = 0):
         super().__init__()
         self.tower, self.adapters = tower, tower.adapters(width, reduction)
-
-    @property
-    def channels(self) -> int:
-        """C, channels of the feature map."""
-        return self.tower.width
+        self.channels = tower.width  # C
 
     def features(self, images: Tensor) -> Tensor:
         """Tokens after the last block, the class token first."""
@@ -59,13 +55,8 @@ class CaptionEncoder(nn.Module):
 
     def __init__(self, tower: TextTower):
         super().__init__()
-        self.tower = tower
+        self.tower, self.dim = tower, tower.dim
         (self.comma,) = clip_ids(",", 3)[1:-1]
-
-    @property
-    def dim(self) -> int:
-        """E, width of a sentence vector."""
-        return self.tower.dim
 
     def encode_sentences(self, component: str, tokens: Tensor) -> Tensor:
         """Token ids (U, L) -> sentence vectors (U, E), whatever the component. The dictionary is made from these."""
@@ -99,12 +90,7 @@ class ZeroShotEncoder(HierarchicalEncoder):
 
     def __init__(self, tower: TextTower):
         super().__init__()
-        self.tower = tower
-
-    @property
-    def dim(self) -> int:
-        """E, width of a sentence vector."""
-        return self.tower.dim
+        self.tower, self.dim = tower, tower.dim
 
     def encode_sentences(self, component: str, tokens: Tensor) -> Tensor:
         return self.tower(tokens)

@@ -32,15 +32,10 @@ class DARRecipeEncoder(HierarchicalEncoder):
 
     def __init__(self, tower: TextTower, *, width: int = 64, reduction: int = 0, **transformer: float):
         super().__init__()
-        self.tower = tower
+        self.tower, self.dim = tower, tower.dim
         self.adapters = nn.ModuleDict({name: tower.adapters(width, reduction) for name in COMPONENTS})
         self.sentences = nn.ModuleDict({name: MaskedTransformer(tower.dim, **transformer) for name in COMPONENTS[1:]})
         self.fc = nn.Linear(3 * tower.dim, tower.dim)
-
-    @property
-    def dim(self) -> int:
-        """E, width of a component and of the joint space."""
-        return self.tower.dim
 
     def encode_sentences(self, component: str, tokens: Tensor) -> Tensor:
         return self.tower(tokens, self.adapters[component])
