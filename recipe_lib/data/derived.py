@@ -23,13 +23,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
-from tqdm import tqdm
 
 from recipe_lib.data.clip_text import CONTEXT, clip_ids
 from recipe_lib.data.cues import describe_cues
 from recipe_lib.data.descriptions import LLMDescriber
 from recipe_lib.data.images import ImageError, decode_jpeg, read_image, to_jpeg
-from recipe_lib.data.parallel import Workers
+from recipe_lib.data.parallel import Workers, progress
 from recipe_lib.data.recipe import DataError
 from recipe_lib.data.segments import Rank, SamSegmenter, Segment, cut, foreground, superpixel_segments
 from recipe_lib.data.shards import digest, finished, nested, parquet, save
@@ -63,8 +62,7 @@ def add_descriptions(
     if given or describer is None:
         with Workers(workers) as pool:
             jobs = [(folder, number, given) for number in _numbers(folder)]
-            shown = tqdm(pool.map(_describe_shard, jobs), "described shards", len(jobs), mininterval=5, disable=None)
-            records = list(shown)
+            records = list(progress(pool.map(_describe_shard, jobs), "described shards", len(jobs)))
     else:
         told = describer.describe(_text(folder, _numbers(folder)), cache)
         # Shards are written again from the cache: it tells what is described and by what, shards do not.
@@ -110,8 +108,7 @@ def add_segments(
     jobs = [(folder, number, n, size, given, sam, rank) for number in _numbers(folder)]
     # A model stays in this process, which may have a GPU.
     with Workers(1 if (sam or rank) and not given else workers) as pool:
-        done = pool.map(_segment_shard, jobs)
-        records = list(tqdm(done, "segmented shards", len(jobs), mininterval=5, disable=None))
+        records = list(progress(pool.map(_segment_shard, jobs), "segmented shards", len(jobs)))
     counts = {key: sum(record[key] for record in records) for key in ("photos", "segments", "photos_without")}
     if given:
         counts["skipped"] = [line for record in records for line in record["skipped"]][:100]

@@ -15,7 +15,7 @@ from recipe_lib import devices
 from recipe_lib.data import batches
 from recipe_lib.data.context import Window, discs, stored_dish, swap_context
 from recipe_lib.data.images import RandAugment, decode_jpeg
-from recipe_lib.data.store import Split
+from recipe_lib.data.store import Split, padded
 from recipe_lib.data.text import PAD
 
 
@@ -75,11 +75,7 @@ def recipe_batch(split: Split, rows: np.ndarray) -> RecipeBatch:
     sentences = [np.arange(split.recipe_start[r], split.recipe_start[r + 1]) for r in rows]
     flat = np.concatenate(sentences)
     start, length = split.sentence_start[flat], split.sentence_start[flat + 1] - split.sentence_start[flat]
-    column = np.arange(length.max())
-    inside = column < length[:, None]  # (sentences, L)
-    padded = np.full(inside.shape, PAD, np.int64)
-    padded[inside] = split.words[(start[:, None] + column)[inside]]
-    tokens, which = np.unique(padded, axis=0, return_inverse=True)
+    tokens, which = np.unique(padded(split.words, start, length, PAD), axis=0, return_inverse=True)
 
     bounds = np.cumsum([0] + [len(s) for s in sentences])[:-1]
     lines = split.ingredient_lines[rows]
@@ -87,17 +83,9 @@ def recipe_batch(split: Split, rows: np.ndarray) -> RecipeBatch:
     return RecipeBatch(
         torch.from_numpy(tokens),
         torch.from_numpy(which[bounds]),
-        _ragged(which, bounds + 1, lines),
-        _ragged(which, bounds + 1 + lines, steps),
+        torch.from_numpy(padded(which, bounds + 1, lines, -1)),
+        torch.from_numpy(padded(which, bounds + 1 + lines, steps, -1)),
     )
-
-
-def _ragged(values: np.ndarray, start: np.ndarray, length: np.ndarray) -> Tensor:
-    column = np.arange(length.max())
-    inside = column < length[:, None]
-    out = np.full(inside.shape, -1, np.int64)
-    out[inside] = values[(start[:, None] + column)[inside]]
-    return torch.from_numpy(out)
 
 
 def segment_pixels(split: Split, photos: np.ndarray, most: int) -> tuple[Tensor, Tensor]:

@@ -134,12 +134,7 @@ class Split:
     def description_tokens(self, rows: np.ndarray) -> np.ndarray:
         """(rows, L) int64 ids of CLIP, padded with 0."""
         values, start = self._description_ids
-        length = np.diff(start)[rows]
-        column = np.arange(length.max())
-        inside = column < length[:, None]
-        out = np.zeros(inside.shape, np.int64)
-        out[inside] = values[(start[rows][:, None] + column)[inside]]
-        return out
+        return padded(values, start[rows], np.diff(start)[rows], 0)
 
     def segments(self, row: int, which: int = 0) -> list[bytes]:
         """JPEG bytes of the segments of one of the recipe's photos, best first; there may be none."""
@@ -238,6 +233,15 @@ class Split:
     def _segment_bounds(self) -> np.ndarray:
         """(segments + 1,) bytes of segments before each segment, over all shards."""
         return np.concatenate([[0], np.cumsum(self._segment_sizes.values.to_numpy())])
+
+
+def padded(values: np.ndarray, start: np.ndarray, length: np.ndarray, fill: int) -> np.ndarray:
+    """(rows, L) int64: of a flat array what begins at start (rows,), length (rows,) of it, then `fill`."""
+    column = np.arange(length.max())
+    inside = column < length[:, None]
+    out = np.full(inside.shape, fill, np.int64)
+    out[inside] = values[(start[:, None] + column)[inside]]
+    return out
 
 
 def _list(column: pa.ChunkedArray) -> pa.ListArray:

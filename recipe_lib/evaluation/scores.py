@@ -18,7 +18,7 @@ from torch import Tensor
 from recipe_lib import devices
 from recipe_lib.causal.adjustment import corrupt_labels, ingredient_weights, permute_rows
 from recipe_lib.data.loading import InOrder, StudyDataset, loader, recipe_batch
-from recipe_lib.data.store import Split, study_store
+from recipe_lib.data.store import Split, padded, study_store
 from recipe_lib.data.text import PAD
 from recipe_lib.losses import posterior
 from recipe_lib.paths import atomic_write_text, study_dir
@@ -28,19 +28,7 @@ from recipe_lib.systems.base import System
 from recipe_lib.systems.saving import load_system
 from recipe_lib.training.segment_features import load_features, segment_features
 
-COLUMNS = [
-    "system",
-    "variant",
-    "seed",
-    "split",
-    "direction",
-    "candidates",
-    "medr",
-    "recall_1",
-    "recall_5",
-    "recall_10",
-    "ties",
-]
+COLUMNS = "system variant seed split direction candidates medr recall_1 recall_5 recall_10 ties".split()
 BATCH_TOKENS = 1 << 14  # of sentences that are encoded together
 CORRUPTION = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9)
 
@@ -194,12 +182,8 @@ def distinct_sentences(split: Split, sentences: np.ndarray, batch_tokens: int) -
     start, length = split.sentence_start[one], np.diff(split.sentence_start)[one]
     order = np.argsort(length, kind="stable")
     cuts = np.flatnonzero(np.diff(np.cumsum(length[order]) // batch_tokens)) + 1
-    batches = []
-    for rows in np.split(order, cuts):
-        column = np.arange(length[rows[-1]])
-        inside = column < length[rows, None]
-        words = split.words[np.where(inside, start[rows, None] + column, 0)]
-        batches.append(torch.from_numpy(np.where(inside, words, PAD)).long())
+    parts = np.split(order, cuts)
+    batches = [torch.from_numpy(padded(split.words, start[rows], length[rows], PAD)) for rows in parts]
     return batches, np.argsort(order)[which]
 
 
@@ -270,7 +254,7 @@ def classifier_metrics(logits: Tensor, labels: Tensor, gamma_neg: float, gamma_p
     are over the others. A class that is never named has precision 0.
 
     Returns:
-        A row a reading of the probability: the figures above and macro_average_precision, the mean over classes.
+        A row per reading of the probability: the figures above and macro_average_precision, the mean over classes.
     """
     truth = labels.numpy() > 0
     truth, scores = truth[:, truth.any(0)], logits.numpy()[:, truth.any(0)]

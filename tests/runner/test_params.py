@@ -276,7 +276,7 @@ def test_the_shared_empty_file(schema):
         ("distances_from: a/b", "not a folder name"),
         ("method: dar", "text_tokens clip"),
         ("text_tokens: clip", "the others words"),
-        ("segments: 4", "read by method dar"),
+        ("segments: 4", "segments by variants that swap context"),
         ("descriptions: true", "read by method dar"),
         ("method: dar\ntext_tokens: clip\npretrained: true", "have weights where both"),
         ("method: dar\ntext_tokens: clip\nclip_pretrained: openai", "have weights where both"),
