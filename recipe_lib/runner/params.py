@@ -256,6 +256,9 @@ TOGETHER = {
             (method == "ht") <= (text_tokens == "words") and (method in CLIP) <= (text_tokens == "clip")
         )
     ),
+    "only the kitchen knows what shows in a photo, as oracle_visible is told": (
+        lambda source, variants: source == "kitchen" or "oracle_visible" not in variants
+    ),
     "descriptions are read by method dar, segments by variants that swap context too (distances_from brings them)": (
         lambda method, descriptions, segments, variants: (
             method not in ("ht", "captions") or not (descriptions or (segments and not _swaps(variants)))

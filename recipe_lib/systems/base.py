@@ -239,7 +239,8 @@ class System(nn.Module, ABC):
             return marginal_weights(self.prior, rows)
         if attached.weights in ("labels", "visible"):
             if labels is None:
-                raise ValueError(f"the oracle needs the true {attached.weights} of each photo's recipe")
+                what = {"labels": "ingredients", "visible": "ingredients that show"}[attached.weights]
+                raise ValueError(f"the oracle needs the true {what} of each photo's recipe")
             return ingredient_weights(labels.float())
         return ingredient_weights(self.probabilities(logits), 0.0 if attached.soft else attached.threshold)
 

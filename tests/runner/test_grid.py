@@ -1,10 +1,18 @@
 import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
+import psutil
 import pytest
 
 from recipe_lib.runner.grid import members, share
 from recipe_lib.runner.params import ParamsError
 from recipe_lib.runner.run import main
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_members_are_every_seed_in_every_world():
@@ -49,3 +57,17 @@ def test_a_study_that_fails_is_named_and_stops_no_other(tmp_path, capsys):
     assert "1 of 1 studies failed: smoke-bad-seed1" in printed.err and "FAILED, see" in printed.out
     assert "error: " in (tmp_path / "smoke/logs/smoke-bad-seed1.log").read_text()
     assert not (tmp_path / "smoke/06_evidence").exists()
+
+
+def test_sigterm_stops_the_studies_that_run_and_begins_no_other(tmp_path):
+    command = [sys.executable, "-m", "recipe_lib.runner.run", "params/smoke.yaml", "-p", "seeds", "[1, 2, 3]"]
+    grid = subprocess.Popen([*command, "--outputs", str(tmp_path)], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    log = tmp_path / "smoke/logs/smoke-seed1.log"
+    while not (log.is_file() and "01_data_preparation" in log.read_text()):
+        assert grid.poll() is None
+        time.sleep(0.1)
+    (study,) = psutil.Process(grid.pid).children()
+    grid.send_signal(signal.SIGTERM)
+    printed = grid.communicate(timeout=60)[1]
+    assert grid.returncode == 130 and "interrupted; the same command goes on from here" in printed
+    assert not psutil.pid_exists(study.pid) and not (tmp_path / "smoke/logs/smoke-seed2.log").exists()

@@ -274,6 +274,10 @@ def test_the_shared_empty_file(schema):
         ("compare_with: [../x]", "not a folder name"),
         ("compare_with: ['']", "not a folder name"),
         ("distances_from: a/b", "not a folder name"),
+        (
+            "source: cookbook\nsource_dir: x\nvariants: [equal_compute, debiased, oracle_visible]",
+            "only the kitchen knows what shows",
+        ),
         ("method: dar", "text_tokens clip"),
         ("text_tokens: clip", "the others words"),
         ("segments: 4", "segments by variants that swap context"),

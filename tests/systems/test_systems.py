@@ -28,7 +28,7 @@ def test_a_config_is_gathered_from_parameters_by_name():
 @pytest.fixture
 def batch(tiny_store):
     rows = torch.arange(6).numpy()
-    return StudyDataset(tiny_store.split("train"), 48)[Draw(rows, True, 0)]
+    return StudyDataset(tiny_store.split("train"), 48, visible=True)[Draw(rows, True, 0)]
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_weights_of_each_kind(baseline):
     assert float(grown(baseline, "calibrated").probabilities(torch.zeros(1))) == pytest.approx(0.2)
     assert torch.equal(grown(baseline, "oracle").weights(None, labels, 1), labels)
     assert torch.unique(grown(baseline, "marginal").weights(logits, labels, 3), dim=0).shape == (1, 20)
-    with pytest.raises(ValueError, match="true labels"):
+    with pytest.raises(ValueError, match="true ingredients"):
         grown(baseline, "oracle").weights(None, None, 1)
 
 
@@ -118,7 +118,9 @@ def test_attaching_to_another_architecture_is_an_error(baseline):
 def clip_batch(clip_store):
     rows = torch.arange(6).numpy()
     features = torch.randn(96, 3, 128, generator=torch.Generator().manual_seed(0)).numpy()
-    return StudyDataset(clip_store.split("train"), 56, descriptions=True, segments=features)[Draw(rows, True, 0)]
+    return StudyDataset(clip_store.split("train"), 56, descriptions=True, segments=features, visible=True)[
+        Draw(rows, True, 0)
+    ]
 
 
 def test_the_joint_space_is_clips_own(dar, clip_batch):
