@@ -19,7 +19,9 @@ class Debiasing:
         soft: keep every probability; else those below `threshold` are dropped before they are normalised.
         calibrated: turn the asymmetric-loss output into the probability that it stands for.
         normalise: bring Wv(D) to the length of the image embedding.
-        visible: the classifier is asked only for what can be seen; see `data.loading.Batch.asked`.
+        sides: what z is added to: "image" (the paper), "text" or "both". A recipe's ingredients are read, not guessed:
+            its z needs no classifier.
+        visible: the classifier is asked only for what can be seen; see `systems.base.System.asked`.
         context_swap: share of the training photos that get the surroundings of another photo: do(context) by
             construction; see `data.context`.
         swap_radius: of the disc that keeps its own pixels, lowest and highest, in shares of the photo's side.
@@ -39,6 +41,7 @@ class Debiasing:
     threshold: float = 0.5
     calibrated: bool = False
     normalise: bool = False
+    sides: str = "image"
     visible: bool = False
     context_swap: float = 0.0
     swap_radius: tuple[float, float] = (0.28, 0.44)
@@ -86,8 +89,10 @@ VARIANTS: dict[str, Debiasing] = {
     "normalised": Debiasing(classifier=True, weights="classifier", normalise=True),
     "marginal": Debiasing(classifier=True, weights="marginal"),
     "oracle_visible": Debiasing(weights="visible"),
-    "fair_chance": Debiasing(classifier=True, weights="classifier", soft=True, calibrated=True, classifier_scale=10.0),
+    "fair_chance": Debiasing(classifier=True, weights="classifier", soft=True, calibrated=True, classifier_scale=3.0),
     "visible": Debiasing(classifier=True, weights="classifier", soft=True, calibrated=True, visible=True),
+    "text_side": Debiasing(weights="classifier", sides="text"),
+    "two_sided": Debiasing(weights="classifier", classifier=True, sides="both"),
     # Beyond the paper: nothing is attached, but other batches are trained on.
     "context_swap": Debiasing(context_swap=0.5),
     "context_swap_25": Debiasing(context_swap=0.25),

@@ -76,7 +76,8 @@ def encode(
     embedding, z, labels, logits, visible = (
         None if column[0] is None else torch.cat([x.cpu() for x in column]) for column in zip(*parts, strict=True)
     )
-    encoded = Encoded(embedding, z, encode_recipes(system, split), labels, logits, visible=visible)
+    recipes = system.adjusted_recipes(encode_recipes(system, split).to(device), labels.to(device)).cpu()
+    encoded = Encoded(embedding, z, recipes, labels, logits, visible=visible)
     batches = np.array_split(np.arange(len(split)), -(-len(split) // batch_size))
     if "descriptions" in system.reads:
         tokens = (torch.from_numpy(split.description_tokens(rows)).to(device) for rows in batches)
@@ -198,7 +199,7 @@ def test_time_embeddings(variant: str, system: System, encoded: Encoded, seed: i
     system = system.cpu()
     out = {variant: encoded.embedding + encoded.z}
     attached = system.config.debiasing
-    if not attached.weights:
+    if not attached.weights or attached.sides == "text":
         return out
     generator = torch.Generator().manual_seed(seed)
 

@@ -213,7 +213,7 @@ class System(nn.Module, ABC):
             with torch.autocast("cpu", enabled=False):
                 logits = self.classifier(self.image_encoder.feature_map(features).float())
         z = torch.zeros_like(embedding)
-        if self.adjustment is not None:
+        if self.adjustment is not None and self.config.debiasing.sides != "text":
             told = batch.visible if self.config.debiasing.weights == "visible" else batch.labels
             z = self.adjustment(embedding, self.weights(logits, told, len(embedding)).to(embedding.dtype))
         return ImageFeatures(embedding, z, logits)
@@ -224,6 +224,12 @@ class System(nn.Module, ABC):
         # (measured on 650 real recipes: two minutes of the first epoch).
         with torch.autocast("cpu", enabled=False):
             return self.recipe_encoder(recipes)
+
+    def adjusted_recipes(self, embedding: Tensor, labels: Tensor | None) -> Tensor:
+        """Recipes (B, D) with the mean vector of their own ingredients, labels (B, K), where z is on their side too."""
+        if self.adjustment is None or self.config.debiasing.sides == "image":
+            return embedding
+        return embedding + self.adjustment(embedding, ingredient_weights(labels.to(embedding.dtype)))
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """(B, K) logits -> P(ing | image) as the parameters want it."""
@@ -263,9 +269,10 @@ class System(nn.Module, ABC):
         batch = step.batch
         recipes = self.encode_recipes(batch.recipes)
         image = None if batch.images is None else self.encode_images(batch)
-        sides = {} if image is None else {"image": image.embedding + image.z, "recipe": recipes.embedding}
+        sides = {}
         if image is not None:
-            sides |= self.sides(batch, step)
+            recipe = self.adjusted_recipes(recipes.embedding, batch.labels)
+            sides = {"image": image.embedding + image.z, "recipe": recipe} | self.sides(batch, step)
         # Nothing more than the losses use: to Adam a gradient of zero is not the same as none.
         components = recipes.components if step.weight("self_supervised") and hasattr(self, "projections") else ()
         gathered = step.gather(*components, *sides.values())

@@ -229,9 +229,8 @@ class TrainingTask(L.LightningModule):
 
     def validation_step(self, batch: Batch, _: int) -> None:
         image = self.system.encode_images(batch)
-        self._validated.append(
-            ((image.embedding + image.z).float(), self.system.encode_recipes(batch.recipes).embedding.float())
-        )
+        recipes = self.system.adjusted_recipes(self.system.encode_recipes(batch.recipes).embedding, batch.labels)
+        self._validated.append(((image.embedding + image.z).float(), recipes.float()))
 
     def on_validation_epoch_end(self) -> None:
         sides = self._union(*(torch.cat(side) for side in zip(*self._validated, strict=True)))
