@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run the study, its tests, its benchmarks or JupyterLab, from any folder; sets the environment up on first use. --help says the rest.
+# Run the study, search with it, its tests, its benchmarks or JupyterLab, from any folder; sets the environment up on first use. --help says the rest.
 set -euo pipefail
 
 here="$(cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")" && pwd -P)"
@@ -87,6 +87,11 @@ test)
   "$python" -c 'import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True))'
   # Two processes of one thread each: two of two threads would wait for each other's cores.
   OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" exec "$python" -m pytest -n 2 --dist loadscope --no-loadscope-reorder --durations=15 "$@"
+  ;;
+search)
+  shift
+  choose_python
+  CAUSAL_KITCHEN_ROOT="$here" exec "$python" -P -m recipe_lib.search.command "$@"
   ;;
 bench)
   shift

@@ -11,10 +11,13 @@ from pathlib import Path
 
 import nbformat
 import pandas as pd
+import papermill
 import pytest
 
 from recipe_lib.data.store import Store
 from recipe_lib.evaluation.scores import COLUMNS
+from recipe_lib.runner.fingerprint import snapshot
+from recipe_lib.runner.params import declared
 from recipe_lib.runner.stages import quiet
 
 ROOT = Path(__file__).parent.parent
@@ -75,6 +78,27 @@ def test_executed_notebooks_are_quiet(smoke):
                 assert output.output_type != "error"
                 assert "IProgress" not in output.get("text", ""), "tqdm has no widgets here, and needs none"
                 assert len(output.get("text", "").splitlines()) < 80, (stage, output.text[:300])
+
+
+def test_the_search_notebook_runs_headless_on_photos_of_the_user(smoke, tmp_path, monkeypatch):
+    """Stored without outputs; executed on two photos it leaves a figure, and nothing that a stage would rerun for."""
+    path = ROOT / "notebooks/08_recipe_search.ipynb"
+    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    assert not any(cell.outputs or cell.execution_count for cell in cells)
+    assert set(declared([path])) == {"study", "variant", "recipes", "photos", "gallery"}
+    split = Store(smoke / "01_data_preparation/data").split("iid")
+    for row in (0, 1):
+        (tmp_path / f"{row}.jpg").write_bytes(split.photo(row))
+    monkeypatch.setenv("CAUSAL_KITCHEN_OUTPUTS", str(smoke.parent))
+    monkeypatch.setenv("CAUSAL_KITCHEN_ROOT", str(ROOT))
+    photos = [str(tmp_path / f"{row}.jpg") for row in (0, 1)]
+    papermill.execute_notebook(
+        path, tmp_path / "08.ipynb", {"study": "smoke", "photos": photos}, progress_bar=False, kernel_name="python3"
+    )
+    assert (smoke / "search/gallery.png").is_file()
+    assert {name.split("/")[0] for name in snapshot(smoke)}.isdisjoint({"search"})
+    table = next(cell for cell in nbformat.read(tmp_path / "08.ipynb", 4).cells if cell.id == "rests").outputs[0]
+    assert all(name in table["data"]["text/html"] for name in ("surroundings hidden", "without the causal term"))
 
 
 def test_a_second_run_skips_everything(smoke):

@@ -21,22 +21,27 @@ MAX_PIXELS = 64_000_000  # 64 megapixels: 192 MB once decoded; phones make 12 to
 MAX_ASPECT = 10  # longer : shorter side; to_jpeg enlarges by the shorter side, so a 1 x 60000 strip would explode
 FILTERS = {name: Image.Resampling[name.upper()] for name in ("bilinear", "bicubic", "lanczos")}
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # none that starts another program, as EPS does
+HEIC = (b"ftypheic", b"ftypheix", b"ftypheim", b"ftyphevc", b"ftypmif1", b"ftypmsf1")  # what phones' files begin with
 
 
 class ImageError(DataError):
     """A photo that cannot be used. One line: which file, what is wrong with it."""
 
 
-def read_image(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def read_image(source: Path | bytes, max_pixels: int = MAX_PIXELS, name: str = "") -> Image.Image:
     """Read one photo as upright 8-bit RGB.
 
     CMYK and palettes are converted, transparency flattened on white, 16-bit greys scaled to 8 bits; of an animation the
     first frame is taken. A header that declares more than `max_pixels` is refused before decoding.
 
+    Args:
+        source: a file, or its bytes.
+        name: what errors call it; "" for the file's own, or the number of bytes.
+
     Raises:
         ImageError: unreadable, empty, not an image, truncated, too large or a thin strip.
     """
-    name = f"{len(source)} bytes" if isinstance(source, bytes) else str(source)
+    name = name or (f"{len(source)} bytes" if isinstance(source, bytes) else str(source))
     try:
         if isinstance(source, Path) and not source.is_file():
             raise ImageError(f"{name}: no such image file")
@@ -51,8 +56,7 @@ def read_image(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Image.Imag
     except ImageError:
         raise
     except Image.UnidentifiedImageError:
-        empty = not (source if isinstance(source, bytes) else source.stat().st_size)
-        raise ImageError(f"{name}: {'the file is empty' if empty else 'not an image'}") from None
+        raise ImageError(f"{name}: {_what_it_is(source)}") from None
     except Image.DecompressionBombError:
         raise ImageError(f"{name}: the header declares far over {max_pixels} pixels; make it smaller") from None
     except Exception as error:  # Pillow's readers raise whatever they stumble over in a broken file
@@ -132,6 +136,27 @@ class RandAugment:
         finally:
             random.setstate(states[0])
             np.random.set_state(states[1])
+
+
+def centre(spare: np.ndarray) -> list[int]:
+    """Half of what a crop leaves over of each side; halves round to even, as in torchvision's CenterCrop."""
+    return np.rint(spare / 2).astype(int).tolist()
+
+
+def centre_crop(image: Image.Image, size: int) -> Image.Image:
+    """The middle size x size pixels."""
+    left, top = centre(np.array(image.size) - size)
+    return image.crop((left, top, left + size, top + size))
+
+
+def _what_it_is(source: Path | bytes) -> str:
+    """Why no reader took a file."""
+    if not isinstance(source, bytes):
+        with source.open("rb") as file:
+            source = file.read(12)
+    if source[4:12] in HEIC:
+        return "a HEIC photo, which cannot be read here; save it as JPEG (iPhone: Settings, Camera, Most Compatible)"
+    return "not an image" if source else "the file is empty"
 
 
 def _check_size(width: int, height: int, max_pixels: int, name: str) -> None:

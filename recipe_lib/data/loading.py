@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from recipe_lib import devices
 from recipe_lib.data import batches
 from recipe_lib.data.context import Window, discs, stored_dish, swap_context
-from recipe_lib.data.images import RandAugment, decode_jpeg
+from recipe_lib.data.images import RandAugment, centre, decode_jpeg
 from recipe_lib.data.store import Split, padded
 from recipe_lib.data.text import PAD
 
@@ -70,7 +70,38 @@ class Batch:
         return Batch(*(None if (x := getattr(self, f.name)) is None else x.pin_memory() for f in fields(self)))
 
 
-def recipe_batch(split: Split, rows: np.ndarray) -> RecipeBatch:
+@dataclass
+class Sentences:
+    """Token ids of some recipes, as flat as a split has them: all that encoding asks of a split.
+
+    Shape:
+        words (W,); sentence_start (sentences + 1,); recipe_start (N + 1,) sentences before each recipe;
+        ingredient_lines (N,).
+    """
+
+    words: np.ndarray
+    sentence_start: np.ndarray
+    recipe_start: np.ndarray
+    ingredient_lines: np.ndarray
+
+    @classmethod
+    def of(cls, recipes: Sequence[Sequence[Sequence[int]]], lines: Sequence[int]) -> Sentences:
+        """From the token ids of each recipe's sentences, title first, and the number of its ingredient lines."""
+        sentences = [sentence for recipe in recipes for sentence in recipe]
+        starts = (np.cumsum([0, *map(len, parts)]) for parts in (sentences, recipes))
+        return cls(np.concatenate(sentences).astype(np.int32), *starts, np.asarray(lines))
+
+    @classmethod
+    def rows(cls, split: Split, start: int, stop: int) -> Sentences:
+        """Some recipes of a split that lie together."""
+        recipes, lines = split.recipe_start[start : stop + 1], split.ingredient_lines[start:stop]
+        return cls(split.words, split.sentence_start, recipes, lines)
+
+    def __len__(self) -> int:
+        return len(self.ingredient_lines)
+
+
+def recipe_batch(split: Split | Sentences, rows: np.ndarray) -> RecipeBatch:
     """Gather the token ids of some recipes."""
     sentences = [np.arange(split.recipe_start[r], split.recipe_start[r + 1]) for r in rows]
     flat = np.concatenate(sentences)
@@ -198,8 +229,7 @@ class StudyDataset(Dataset):
         spare = np.array(image.size[::-1]) - self.crop
         if spare.min() < 0:
             raise ValueError(f"crop_size {self.crop} is larger than the stored photos; lower it or prepare larger ones")
-        # Halves round to even, as in torchvision's CenterCrop.
-        top, left = (rng.integers(spare + 1) if self.augment else np.rint(spare / 2).astype(int)).tolist()
+        top, left = rng.integers(spare + 1).tolist() if self.augment else centre(spare)
         # Cropped before it becomes an array: an array of the whole photo costs a third of the decoding.
         image = image.crop((left, top, left + self.crop, top + self.crop))
         pixels = np.asarray(self.policy(image, rng) if self.policy else image)

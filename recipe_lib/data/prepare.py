@@ -13,8 +13,8 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from recipe_lib.data.ingredients import IngredientClasses, ingredient_names, men
 from recipe_lib.data.parallel import Workers, progress
 from recipe_lib.data.recipe import DataError, Recipe
 from recipe_lib.data.shards import digest, finished, nested, parquet, remove, save
-from recipe_lib.data.store import TEXT_ONLY
+from recipe_lib.data.store import TEXT_ONLY, Store
 from recipe_lib.data.text import SentenceEncoder, word_tokenizer
 from recipe_lib.paths import atomic_write_text
 from recipe_lib.reachable import code_digest
@@ -169,6 +169,34 @@ def _write_store(
     }
 
 
+def prepare_more(recipes: Iterable[Recipe], folder: Path, store: Store, workers: int = 0) -> Store:
+    """Further recipes beside a store, with its vocabulary, classes and sizes: nothing is learnt from them.
+
+    Those with a photo are its split "train", the others TEXT_ONLY, whatever they say. It appears when it is whole.
+
+    Args:
+        workers: processes; 0: one per core.
+    """
+    partial = folder.with_name(folder.name + ".partial")
+    (partial / "shards").mkdir(parents=True, exist_ok=True)
+    config, tokenizer = StoreConfig(**store.card["config"]), store.tokenizer.to_str()
+    with Workers(workers) as pool:
+        one_split = (replace(recipe, split="train") for recipe in recipes)
+        jobs = ((partial, number, shard, config) for number, shard in enumerate(_shards(one_split)))
+        records = list(pool.map(_write_recipes, jobs))
+        remove(partial, lambda number: number >= len(records))
+        jobs = ((partial, number, tokenizer, store.classes, config) for number in range(len(records)))
+        list(pool.map(_write_tokens, jobs))
+    counts = sum((Counter(record["recipes"]) for record in records), Counter())
+    store.classes.save(partial / "classes.csv")
+    atomic_write_text(partial / "tokenizer.json", tokenizer)
+    card = {"recipes": counts, "config": asdict(config), "skipped": [s for r in records for s in r["skipped"]]}
+    atomic_write_text(partial / "card.json", json.dumps(card, ensure_ascii=False))
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.replace(folder)
+    return Store(folder)
+
+
 def _shards(recipes: Iterable[Recipe]) -> Iterator[list[Recipe]]:
     seen: set[str] = set()
     shard: list[Recipe] = []
@@ -287,9 +315,7 @@ def _write_tokens(folder: Path, number: int, tokenizer: str, classes: Ingredient
     made_from = digest(code, recipes.read_text("utf-8"), tokenizer, limits, *classes.names, aliases)
     if record := finished(path, made_from, folder):
         return record
-    encode = _encoder(tokenizer, config.max_tokens)
-    if config.text_tokens == "clip":
-        encode = partial(clip_ids, length=config.max_tokens)
+    encode = token_ids(tokenizer, config)
     record = {"made_from": made_from, "files": {}}
     for split in json.loads(recipes.read_text("utf-8"))["recipes"]:
         words: list[int] = []
@@ -297,10 +323,9 @@ def _write_tokens(folder: Path, number: int, tokenizer: str, classes: Ingredient
         table = pq.read_table(folder / split / f"{number:05d}.recipes.parquet", columns=TEXT)
         for title, ingredients, steps, names in zip(*(column.to_pylist() for column in table), strict=True):
             kept = [i for i, line in enumerate(ingredients) if line.split()][: config.max_sentences]
-            fields = [ingredients[i] for i in kept] or [""]
-            lines.append(len(fields))
-            fields += [step for step in steps if step.split()][: config.max_sentences] or [""]
-            for sentence in (title, *fields):
+            fields = sentences(title, ingredients, steps, config)
+            lines.append(max(1, len(kept)))
+            for sentence in fields:
                 words += encode(sentence)
                 sentence_start.append(len(words))
             recipe_start.append(len(sentence_start) - 1)
@@ -320,9 +345,22 @@ def _write_tokens(folder: Path, number: int, tokenizer: str, classes: Ingredient
     return record
 
 
+def sentences(title: str, ingredients: Iterable[str], steps: Iterable[str], config: StoreConfig) -> list[str]:
+    """What is tokenised of a recipe, in order: title, ingredient lines, steps; an empty one where there is none."""
+    parts = ([line for line in lines if line.split()][: config.max_sentences] or [""] for lines in (ingredients, steps))
+    return [title, *(sentence for part in parts for sentence in part)]
+
+
 @lru_cache(1)
-def _encoder(tokenizer: str, max_tokens: int) -> SentenceEncoder:
-    return SentenceEncoder(Tokenizer.from_str(tokenizer), max_tokens)
+def token_ids(tokenizer: str, config: StoreConfig) -> Callable[[str], list[int]]:
+    """What makes a sentence's token ids, as the store has them.
+
+    Args:
+        tokenizer: the store's, as JSON.
+    """
+    if config.text_tokens == "clip":
+        return partial(clip_ids, length=config.max_tokens)
+    return SentenceEncoder(Tokenizer.from_str(tokenizer), config.max_tokens)
 
 
 def _state(recipe: Recipe) -> str:

@@ -28,9 +28,9 @@ def _colour(variant: str) -> str:
     return COLOURS.get(re.split("[@+]", variant)[0], "#8172b3")
 
 
-def photo(ax: Axes, jpeg: bytes, title: str = "", *, frame: str | None = None, width: int = 24) -> None:
-    """One photo; `frame` colours its border."""
-    ax.imshow(Image.open(io.BytesIO(jpeg)))
+def photo(ax: Axes, image: bytes | np.ndarray, title: str = "", *, frame: str | None = None, width: int = 24) -> None:
+    """One photo, JPEG or pixels; `frame` colours its border."""
+    ax.imshow(Image.open(io.BytesIO(image)) if isinstance(image, bytes) else image)
     ax.set_title("\n".join(textwrap.wrap(title, width)[:3]), fontsize=8)
     ax.set(xticks=[], yticks=[])
     for side in ax.spines.values():

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from recipe_lib import devices
 from recipe_lib.causal.adjustment import corrupt_labels, ingredient_weights, permute_rows
-from recipe_lib.data.loading import InOrder, StudyDataset, loader, recipe_batch
+from recipe_lib.data.loading import InOrder, Sentences, StudyDataset, loader, recipe_batch
 from recipe_lib.data.store import Split, padded, study_store
 from recipe_lib.data.text import PAD
 from recipe_lib.losses import posterior
@@ -140,7 +140,7 @@ def distances(images: Tensor, recipes: Tensor, source: Encoded | None) -> dict[s
 
 
 @torch.inference_mode()
-def encode_recipes(system: System, split: Split, batch_tokens: int = BATCH_TOKENS) -> Tensor:
+def encode_recipes(system: System, split: Split | Sentences, batch_tokens: int = BATCH_TOKENS) -> Tensor:
     """Embeddings (N, D) of the recipes of a split in float32, on the CPU: each distinct sentence is encoded once."""
     device = devices.device()
     encoder = system.eval().to(device).recipe_encoder
@@ -162,7 +162,9 @@ def encode_recipes(system: System, split: Split, batch_tokens: int = BATCH_TOKEN
     return encoder.embed(components).embedding.cpu()
 
 
-def distinct_sentences(split: Split, sentences: np.ndarray, batch_tokens: int) -> tuple[list[Tensor], np.ndarray]:
+def distinct_sentences(
+    split: Split | Sentences, sentences: np.ndarray, batch_tokens: int
+) -> tuple[list[Tensor], np.ndarray]:
     """Each distinct one of some sentences once, and where to find them.
 
     Args:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import faiss
 import numpy as np
-import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 from torch import Tensor
 
 Array = np.ndarray | Tensor
@@ -48,6 +49,14 @@ class SearchIndex:
     def search(self, queries: Array, k: int = 10) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """ids, titles, similarities, (Q, k) each, best first, of the k recipes (at most N) nearest to (Q, D).
 
+        A ValueError as `nearest`.
+        """
+        rows, similarity = self.nearest(queries, k)
+        return self.ids[rows], self.titles[rows], similarity
+
+    def nearest(self, queries: Array, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and similarities, (Q, k) each, best first, of the k embeddings (at most N) nearest to (Q, D).
+
         A ValueError for queries of another width, zero or not finite.
         """
         if queries.ndim != 2 or queries.shape[1] != self.index.d:
@@ -57,14 +66,14 @@ class SearchIndex:
         if (rows < 0).any():  # too few in the clusters looked into
             every = faiss.SearchParametersIVF(nprobe=self.index.nlist)
             similarity, rows = self.index.search(queries, k, params=every)
-        return self.ids[rows], self.titles[rows], similarity
+        return rows, similarity
 
     def save(self, folder: Path) -> None:
         """Write index.faiss and recipes.parquet; each appears under its name only when complete."""
         folder.mkdir(parents=True, exist_ok=True)
         partial = [folder / f"{name}.partial" for name in FILES]
         faiss.write_index(self.index, str(partial[0]))
-        pd.DataFrame({"id": self.ids, "title": self.titles}).to_parquet(partial[1], index=False)
+        pq.write_table(pa.table({"id": self.ids, "title": self.titles}), partial[1])
         for path, name in zip(partial, FILES, strict=True):
             path.replace(folder / name)
 
@@ -75,15 +84,15 @@ class SearchIndex:
         A ValueError names the file that is missing or broken, or not of the same index as the other.
         """
         read_parts = []
-        for name, read in zip(FILES, (lambda path: faiss.read_index(str(path)), pd.read_parquet), strict=True):
+        for name, read in zip(FILES, (lambda path: faiss.read_index(str(path)), pq.read_table), strict=True):
             try:
                 read_parts.append(read(folder / name))
             except Exception as error:  # faiss and pyarrow raise many kinds
                 raise ValueError(f"{folder / name}: not there, or broken") from error
         index, recipes = read_parts
-        if list(recipes) != ["id", "title"] or len(recipes) != index.ntotal:
+        if recipes.column_names != ["id", "title"] or len(recipes) != index.ntotal:
             raise ValueError(f"{folder / FILES[1]}: not the ids and titles of the {index.ntotal} recipes in {FILES[0]}")
-        return cls(index, recipes["id"].to_numpy(object), recipes["title"].to_numpy(object))
+        return cls(index, recipes["id"].to_numpy(), recipes["title"].to_numpy())
 
 
 def _unit(x: Array, rows: np.ndarray, name: str = "embedding") -> np.ndarray:

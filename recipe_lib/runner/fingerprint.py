@@ -27,6 +27,7 @@ SOURCES = (
 STUDIES = {"distances_from": "02_baseline_training/model.safetensors", "compare_with": "ranks.parquet"}  # of others
 _KEPT = ("manifest.json", "report.html", ".lock")  # the runner's own files, no stage's artefacts
 ASIDE = ".previous"  # below a study's folder
+_NO_STAGE = (f"{ASIDE}/", "search/")  # no stage's artefacts either: what was replaced, what the search page keeps
 _READ = (".safetensors", ".json", ".csv", ".parquet", ".txt")
 _NOT_READ = ("started.json", "training.json")  # whatever in them changes a number changes the weights beside them
 _FEATURES = "segments-*.*"  # of segment_features
@@ -141,7 +142,7 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         executed = (path.parent == folder and ".ipynb" in path.suffixes) or path.with_suffix(".ipynb").is_file()
-        if path.is_file() and name not in _KEPT and not name.startswith(f"{ASIDE}/") and not executed:
+        if path.is_file() and name not in _KEPT and not name.startswith(_NO_STAGE) and not executed:
             stat = path.stat()
             states[name] = (stat.st_size, stat.st_mtime_ns)
     return states

@@ -10,9 +10,8 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-import pandas as pd
 import torch
 import yaml
 from torch import Tensor, nn
@@ -23,6 +22,9 @@ from recipe_lib.causal.debiasing import Debiasing
 from recipe_lib.data.loading import Batch, RecipeBatch
 from recipe_lib.encoders.recipe import COMPONENTS, RecipeFeatures
 from recipe_lib.losses import asymmetric_loss, posterior
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -320,6 +322,8 @@ def parameter_table(model: nn.Module, depth: int = 2) -> pd.DataFrame:
     Args:
         depth: parts are the first `depth` names of a parameter's path.
     """
+    import pandas as pd  # it takes as long as loading a small system, and a search needs no table
+
     counts = {True: Counter(), False: Counter()}
     for name, parameter in model.named_parameters():
         counts[parameter.requires_grad][".".join(name.split(".")[:depth])] += parameter.numel()

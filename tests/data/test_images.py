@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from recipe_lib.data.images import ImageError, RandAugment, decode_jpeg, read_image, to_jpeg
+from recipe_lib.data.images import ImageError, RandAugment, centre_crop, decode_jpeg, read_image, to_jpeg
 from recipe_lib.data.recipe import DataError
 
 BAD = Path(__file__).parents[3] / "shared" / "data" / "bad_inputs" / "images"
@@ -49,6 +49,25 @@ def test_common_formats(kind):
     assert (image.mode, image.size) == ("RGB", (64, 48))
     assert np.abs(pixels[5, 32] - (250, 10, 10)).max() < 12
     assert np.abs(pixels[40, 32] - (10, 10, 250)).max() < 12
+
+
+def test_a_photo_of_an_iphone_is_named_for_what_it_is(tmp_path):
+    data = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 40
+    (tmp_path / "phone.heic").write_bytes(data)
+    for source, name in ((data, "56 bytes"), (tmp_path / "phone.heic", "phone.heic")):
+        with pytest.raises(ImageError, match=f"{name}: a HEIC photo, which cannot be read here; save it as JPEG"):
+            read_image(source)
+    with pytest.raises(ImageError, match=r"^supper: not an image"):
+        read_image(b"words", name="supper")
+
+
+@pytest.mark.parametrize(("width", "height", "crop"), [(7, 9, 4), (8, 5, 5), (6, 6, 6), (9, 12, 3)])
+def test_the_centre_crop_is_that_of_torchvision(width, height, crop):
+    from torchvision.transforms import CenterCrop
+
+    pixels = np.arange(width * height * 3, dtype=np.uint8).reshape(height, width, 3)
+    image = Image.fromarray(pixels)
+    assert np.array_equal(np.asarray(centre_crop(image, crop)), np.asarray(CenterCrop(crop)(image)))
 
 
 def test_path_and_bytes_agree(tmp_path):

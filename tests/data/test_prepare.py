@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from recipe_lib.data.ingredients import IngredientClasses
-from recipe_lib.data.prepare import StoreConfig, prepare
+from recipe_lib.data.prepare import StoreConfig, prepare, prepare_more
 from recipe_lib.data.recipe import DataError, Recipe
-from recipe_lib.data.store import Store
+from recipe_lib.data.store import TEXT_ONLY, Store
 from recipe_lib.data.text import tokenizer_from_vocabulary
 from recipe_lib.kitchen.model import KitchenConfig, cook
 
@@ -328,3 +328,21 @@ def test_an_old_store_stays_until_the_new_one_is_whole(tmp_path):
     assert Store(tmp_path / "data").split("train").ids == ["r0"]
     prepare([recipe(2), *EVAL], tmp_path / "data", CONFIG)
     assert Store(tmp_path / "data").split("train").ids == ["r2"]
+
+
+def test_further_recipes_are_prepared_as_those_of_the_store_are(tmp_path, tiny_store):
+    """The same recipes give the same ids, labels and photos: nothing is learnt from them, not a word and no class."""
+    recipes = list(cook(KitchenConfig(train=96, val=24, test=30, text_only=20, seed=3)))
+    iid = [recipe for recipe in recipes if recipe.split == "iid"]
+    text = [recipe for recipe in recipes if recipe.split == "text_only"]
+    strange = Recipe("strange", "Qwxyz", ["1 qwxyz"], [], [], "test")
+    more = prepare_more([*iid, *text, strange], tmp_path / "more", tiny_store)
+    assert more.card["recipes"] == {"train": len(iid), TEXT_ONLY: len(text) + 1}
+    was, now = tiny_store.split("iid"), more.split("train")
+    for name in ("words", "sentence_start", "recipe_start", "ingredient_lines", "labels", "label_start", "positions"):
+        assert np.array_equal(getattr(was, name), getattr(now, name)), name
+    assert [now.photo(row) for row in range(len(now))] == [was.photo(row) for row in range(len(was))]
+    assert more.split(TEXT_ONLY).ids[-1] == "strange" and more.split(TEXT_ONLY).label_matrix()[-1].sum() == 0
+    assert more.classes == tiny_store.classes and more.tokenizer.to_str() == tiny_store.tokenizer.to_str()
+    assert prepare_more(iid[:3], tmp_path / "more", tiny_store).card["recipes"] == {"train": 3}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["more"]

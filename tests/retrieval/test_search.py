@@ -30,6 +30,13 @@ def test_exact_equals_loops():
         assert values == pytest.approx(cosine, abs=1e-6)
 
 
+def test_rows_are_those_of_the_ids():
+    recipes, photos, ids, titles = cookbook(n=400)
+    index = SearchIndex.build(recipes, ids, titles)
+    (rows, near), (hits, names, similarity) = index.nearest(photos, 7), index.search(photos, 7)
+    assert (index.ids[rows] == hits).all() and (index.titles[rows] == names).all() and (near == similarity).all()
+
+
 def test_approximate_finds_nearly_the_same():
     recipes, photos, ids, titles = cookbook()
     exact = SearchIndex.build(recipes, ids, titles).search(photos)
