@@ -102,5 +102,16 @@ VARIANTS: dict[str, Debiasing] = {
     "non_zero": Debiasing(mining="non_zero"),
     "hard_negatives": Debiasing(hard_negatives=1.0, mining="non_zero"),
     "swap_hard": Debiasing(context_swap=0.5, hard_negatives=1.0, mining="non_zero"),
+    "swap_hard_visible": Debiasing(
+        classifier=True,
+        weights="classifier",
+        soft=True,
+        calibrated=True,
+        classifier_scale=3.0,
+        visible=True,
+        context_swap=0.5,
+        hard_negatives=1.0,
+        mining="hardest",
+    ),  # fmt: skip
     "swap_debiased": Debiasing(classifier=True, weights="classifier", context_swap=0.5),
 }
