@@ -56,7 +56,7 @@ def test_notebook_6_holds_every_variant_against_the_control(outputs):
     assert set(table["direction"]) == {"i2r", "r2i"} and (table["seeds"] == 2).all()
     figures = {path.name for path in folder.glob("*.png")}
     assert figures == {"evidence.png", "frontier.png", "label_quality.png", "term_size.png", "bias.png"}
-    assert len((folder / "claims.txt").read_text().splitlines()) == 6
+    assert len((folder / "claims.txt").read_text().splitlines()) == 5
     for cell in nbformat.read(outputs / "smoke/06_evidence.ipynb", as_version=4).cells:
         for output in cell.get("outputs", []):
             assert output.output_type != "error" and output.get("name") != "stderr", output
