@@ -71,19 +71,19 @@ class Split:
         self.num_classes = num_classes
         self.extras = extras  # what the card says of "descriptions" and "segments", where there are any
         self._folder, self._shards = folder, sorted(folder.glob("*.recipes.parquet"))
-        shards = [pq.read_table(path) for path in sorted(folder.glob("*.tokens.parquet"))]
+        shards = [pq.ParquetFile(path).read() for path in sorted(folder.glob("*.tokens.parquet"))]
         self._first_row = np.cumsum([0, *(len(shard) for shard in shards[:-1])])
         tokens = pa.concat_tables(shards).combine_chunks()
         sentences = _list(tokens["sentences"])
         words = sentences.values
         # Flat arrays: no Python object per sentence, and forked workers share the pages.
-        self.words = words.values.to_numpy()
-        self.sentence_start = words.offsets.to_numpy()  # (sentences + 1,)
-        self.recipe_start = sentences.offsets.to_numpy()  # (recipes + 1,)
-        self.ingredient_lines = tokens["ingredient_lines"].to_numpy()
+        self.words = _flat(words.values)
+        self.sentence_start = _flat(words.offsets)  # (sentences + 1,)
+        self.recipe_start = _flat(sentences.offsets)  # (recipes + 1,)
+        self.ingredient_lines = _flat(tokens["ingredient_lines"].combine_chunks())
         labels = _list(tokens["labels"])
-        self.labels, self.label_start = labels.values.to_numpy(), labels.offsets.to_numpy()
-        self.positions = _list(tokens["positions"]).values.to_numpy()
+        self.labels, self.label_start = _flat(labels.values), _flat(labels.offsets)
+        self.positions = _flat(_list(tokens["positions"]).values)
 
     def __len__(self) -> int:
         return len(self.ingredient_lines)
@@ -124,7 +124,7 @@ class Split:
     @cached_property
     def photo_start(self) -> np.ndarray:
         """(recipes + 1,) photos before each recipe."""
-        return self._photo_sizes.offsets.to_numpy()
+        return _flat(self._photo_sizes.offsets)
 
     @property
     def descriptions(self) -> list[str]:
@@ -187,7 +187,7 @@ class Split:
                 f"{self._folder}: no {kind} here; prepare the data with them (notebook 01_data_preparation)"
             )
         paths = [path.with_name(f"{path.name[:5]}.{kind}.parquet") for path in self._shards]
-        return pa.chunked_array([chunk for path in paths for chunk in pq.read_table(path, columns=[name])[name].chunks])
+        return pa.chunked_array([chunk for path in paths for chunk in pq.ParquetFile(path).read([name])[name].chunks])
 
     def _place(self, row: int) -> tuple[int, int]:
         """Shard of a row, and its row in there."""
@@ -212,13 +212,13 @@ class Split:
     @cached_property
     def _photo_bounds(self) -> np.ndarray:
         """(photos + 1,) bytes of photos before each photo, over all shards."""
-        return np.concatenate([[0], np.cumsum(self._photo_sizes.values.to_numpy())])
+        return np.concatenate([[0], np.cumsum(_flat(self._photo_sizes.values))])
 
     @cached_property
     def _description_ids(self) -> tuple[np.ndarray, np.ndarray]:
         """Token ids one after the other; (recipes + 1,) where each description begins."""
         tokens = _list(self._table("tokens", "descriptions"))
-        return tokens.values.to_numpy(), tokens.offsets.to_numpy()
+        return _flat(tokens.values), _flat(tokens.offsets)
 
     @cached_property
     def _segment_sizes(self) -> pa.ListArray:
@@ -227,12 +227,17 @@ class Split:
     @cached_property
     def _segment_start(self) -> np.ndarray:
         """(photos + 1,) segments before each photo."""
-        return self._segment_sizes.offsets.to_numpy()
+        return _flat(self._segment_sizes.offsets)
 
     @cached_property
     def _segment_bounds(self) -> np.ndarray:
         """(segments + 1,) bytes of segments before each segment, over all shards."""
-        return np.concatenate([[0], np.cumsum(self._segment_sizes.values.to_numpy())])
+        return np.concatenate([[0], np.cumsum(_flat(self._segment_sizes.values))])
+
+
+def _flat(array: pa.Array) -> np.ndarray:
+    """Numbers where they lie. `to_numpy`, like `read_table`, would import pandas, for which a search has to wait."""
+    return np.from_dlpack(array)
 
 
 def padded(values: np.ndarray, start: np.ndarray, length: np.ndarray, fill: int) -> np.ndarray:

@@ -84,7 +84,9 @@ class SearchIndex:
         A ValueError names the file that is missing or broken, or not of the same index as the other.
         """
         read_parts = []
-        for name, read in zip(FILES, (lambda path: faiss.read_index(str(path)), pq.read_table), strict=True):
+        for name, read in zip(
+            FILES, (lambda path: faiss.read_index(str(path)), lambda path: pq.ParquetFile(path).read()), strict=True
+        ):
             try:
                 read_parts.append(read(folder / name))
             except Exception as error:  # faiss and pyarrow raise many kinds
@@ -92,7 +94,7 @@ class SearchIndex:
         index, recipes = read_parts
         if recipes.column_names != ["id", "title"] or len(recipes) != index.ntotal:
             raise ValueError(f"{folder / FILES[1]}: not the ids and titles of the {index.ntotal} recipes in {FILES[0]}")
-        return cls(index, recipes["id"].to_numpy(), recipes["title"].to_numpy())
+        return cls(index, *(np.array(recipes[name].to_pylist(), object) for name in ("id", "title")))
 
 
 def _unit(x: Array, rows: np.ndarray, name: str = "embedding") -> np.ndarray:

@@ -33,7 +33,7 @@ def test_a_table(photos, capsys):
     hits = RecipeSearch.load("tiny").search(photos / "a.png", 3)
     assert status == 0 and err == ""
     lines = out.splitlines()
-    assert lines[1] == f"{photos / 'a.png'}  (tiny, debiased, 224 recipes)"
+    assert lines[1] == f"{photos / 'a.png'}  (tiny, debiased, 230 recipes)"
     for rank, (line, hit) in enumerate(zip(lines[2:5], hits.hits, strict=True), 1):
         assert line.split()[:2] == [str(rank), f"{hit.similarity:.2f}"] and hit.title[:70] in line
     seen = [f"{name} {100 * p:.0f} %" for name, p in list(hits.ingredients.items())[:10] if p >= 0.05]
