@@ -112,6 +112,6 @@ VARIANTS: dict[str, Debiasing] = {
         context_swap=0.5,
         hard_negatives=1.0,
         mining="hardest",
-    ),  # fmt: skip
+    ),
     "swap_debiased": Debiasing(classifier=True, weights="classifier", context_swap=0.5),
 }
