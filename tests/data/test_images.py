@@ -54,7 +54,7 @@ def test_common_formats(kind):
 def test_a_photo_of_an_iphone_is_named_for_what_it_is(tmp_path):
     data = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 40
     (tmp_path / "phone.heic").write_bytes(data)
-    for source, name in ((data, "56 bytes"), (tmp_path / "phone.heic", "phone.heic")):
+    for source, name in ((data, "64 bytes"), (tmp_path / "phone.heic", "phone.heic")):
         with pytest.raises(ImageError, match=f"{name}: a HEIC photo, which cannot be read here; save it as JPEG"):
             read_image(source)
     with pytest.raises(ImageError, match=r"^supper: not an image"):
