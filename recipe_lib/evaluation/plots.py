@@ -21,6 +21,9 @@ COLOURS = {
     "classifier_only": "#55a868",
     "debiased": "#c44e52",
     "oracle": "#ccb974",
+    "context_swap": "#64b5cd",
+    "swap_hard": "#dd8452",
+    "swap_hard_visible": "#937860",
 }
 
 
@@ -96,13 +99,17 @@ def forest(ax: Axes, comparisons: Sequence[dict], label: str = "{a} - {b}, {spli
 def frontier(ax: Axes, table: pd.DataFrame, x: str, y: str) -> None:
     """Recall on one split against another's, a named point per variant: columns variant, split, value, low, high."""
     sides = [table[table["split"] == split].set_index("variant") for split in (x, y)]
-    for variant in sides[0].index:
+    for i, variant in enumerate(sides[0].index):
         (a, b) = (side.loc[variant] for side in sides)
         error = [np.abs([[side["value"] - side["low"]], [side["high"] - side["value"]]]) for side in (a, b)]
         ax.errorbar(
             a["value"], b["value"], xerr=error[0], yerr=error[1], fmt="o", ms=5, lw=1, alpha=0.8, color=_colour(variant)
         )
-        ax.annotate(variant, (a["value"], b["value"]), (4, 4), textcoords="offset points", fontsize=7)
+        # At three heights: systems that score alike would hide each other's names.
+        below = (5, 4 - 9 * (i % 3))
+        ax.annotate(
+            variant, (a["value"], b["value"]), below, textcoords="offset points", fontsize=7, color=_colour(variant)
+        )
     ax.set(xlabel=f"R@1, {x}", ylabel=f"R@1, {y}")
     ax.grid(alpha=0.3)
 
