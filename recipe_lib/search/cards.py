@@ -32,28 +32,25 @@ def bars(ingredients: Mapping[str, float], top: int = 10) -> str:
     if not ingredients:
         return '<p class="ck-soft">This system names no ingredients.</p>'
     rows = [
-        f'<li class="{"ck-seen" if p >= NAMED else ""}"><span>{escape(name)}</span>'
+        f'<li class="{"ck-seen" if _named(p) else ""}"><span>{escape(name)}</span>'
         f'<span class="ck-bar" aria-hidden="true"><i style="width:{100 * p:.0f}%"></i></span>'
-        f"<span>{100 * p:.0f} %</span></li>"
+        f"<span>{100 * p:.0f}&nbsp;%</span></li>"
         for name, p in list(ingredients.items())[:top]
     ]
     return f'<div class="ck-bars"><h2>Seen in the photo</h2>{MARKED}<ol>{"".join(rows)}</ol></div>'
 
 
-def card(rank: int, hit: Hit, lines: Lines, moved: str = "") -> str:
-    """A recipe, or the recipe of a photo.
-
-    Args:
-        moved: what `movement` says of it.
-    """
+def card(rank: int, hit: Hit, lines: Lines, note: str = "") -> str:
+    """A recipe, or the recipe of a photo; note: HTML that is said of it besides."""
     photo = f'<img src="{source(hit.photo)}" alt="">' if hit.photo else '<div class="ck-none">no photo</div>'
-    text = [f"<mark>{escape(line)}</mark> {100 * p:.0f} %" if p >= NAMED else escape(line) for line, p in lines]
+    text = [f"<mark>{escape(line)}</mark> {100 * p:.0f}&nbsp;%" if _named(p) else escape(line) for line, p in lines]
     first, more, steps = text[:SHOWN], text[SHOWN:], [escape(step) for step in hit.recipe["instructions"]]
-    summary = " and ".join([*([f"{len(more)} more ingredients"] if more else []), f"{len(steps)} steps"])
+    counts = [_count(len(more), "more ingredient")] if more else []
+    summary = " and ".join([*counts, _count(len(steps), "step")])
     title = escape(hit.title) or "(no title)"
     return (
         f'<li><article class="ck-card">{photo}<div><h3 class="ck-title" title="{title}">{title}</h3>'
-        f'<div class="ck-facts"><span>{rank}.</span>{moved}<span>similarity {hit.similarity:.2f}</span>'
+        f'<div class="ck-facts"><span>{rank}.</span>{note}<span>similarity {hit.similarity:.2f}</span>'
         f"<span>{escape(hit.part.name)}</span></div>"
         f'<div class="ck-similar" aria-hidden="true"><i style="width:{100 * max(0, hit.similarity):.0f}%"></i></div>'
         f'<ul class="ck-lines">{_items(first)}</ul><details><summary>{summary}</summary>'
@@ -61,8 +58,19 @@ def card(rank: int, hit: Hit, lines: Lines, moved: str = "") -> str:
     )
 
 
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' if number != 1 else ''}"
+
+
+def _named(p: float) -> bool:
+    return round(p, 2) >= NAMED  # as it is shown
+
+
 def _items(lines: Sequence[str]) -> str:
     return "".join(f"<li>{line}</li>" for line in lines)
+
+
+OWN = '<span class="ck-up">its own recipe</span>'
 
 
 def movement(places: int | None) -> str:
@@ -75,9 +83,9 @@ def movement(places: int | None) -> str:
     return f'<span class="ck-{way}"><span aria-hidden="true">{arrow}</span> {way} {abs(places)}</span>'
 
 
-def cards(hits: Sequence[Hit], lines: Sequence[Lines], moved: Sequence[str] | None = None) -> str:
+def cards(hits: Sequence[Hit], lines: Sequence[Lines], notes: Sequence[str]) -> str:
     """A list of `card`s."""
     if not hits:
         return '<p class="ck-empty">Nothing is there to be found: the recipes that are searched have none of these.</p>'
-    both = zip(hits, lines, moved or [""] * len(hits), strict=True)
-    return f'<ol class="ck-cards">{"".join(card(i, *parts) for i, parts in enumerate(both, 1))}</ol>'
+    each = enumerate(zip(hits, lines, notes, strict=True), 1)
+    return f'<ol class="ck-cards">{"".join(card(rank, *parts) for rank, parts in each)}</ol>'

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from html import escape
 from pathlib import Path
@@ -23,6 +23,7 @@ from recipe_lib.search.studies import NO_TERM
 TEST_PHOTOS = 8  # of the first test split, offered beside the user's own
 OWN = 12  # photos of the user that are kept, the newest ones
 NOTHING, WHOLE, HIDDEN, SWAPPED = "nothing", "as they are", "hidden", "swapped for another photo's"
+FULL = "the whole photo"
 EMPTY = '<p class="ck-empty">Choose a photo above: your own, or one of the test split.</p>'
 HOW = "Title, ingredients and steps, with a blank line between them."
 EXAMPLE = "Tomato soup\n\n4 tomatoes\n1 onion\n\nChop the onion and fry it.\nAdd the tomatoes."
@@ -31,7 +32,8 @@ EXAMPLE = "Tomato soup\n\n4 tomatoes\n1 onion\n\nChop the onion and fry it.\nAdd
 class PhotoBar(anywidget.AnyWidget):
     """Photos in, a strip of those that are there, and a line that says what is going on.
 
-    Its messages: {kind: "photo", name, index} with the bytes, {kind: "too large", name}, {kind: "choose", place}.
+    Its messages: {kind: "photo", name, index: of those that come together} with the bytes, or without them where they
+    are too many; {kind: "choose", place}.
     """
 
     _esm = Path(__file__).with_name("photos.js")
@@ -66,11 +68,20 @@ class Disc(anywidget.AnyWidget):
 
 @dataclass(frozen=True)
 class Photo:
-    """One of the strip. pixels (S, S, 3) uint8."""
+    """One of the strip. pixels (S, S, 3) uint8; id: of the recipe that belongs to a test photo."""
 
     name: str
     pixels: np.ndarray
-    own: bool
+    id: str = ""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of two answers that stand side by side."""
+
+    title: str
+    search: RecipeSearch
+    answer: Answer
 
 
 def guarded(action: Callable) -> Callable:
@@ -93,7 +104,7 @@ class SearchPage:
 
     def __init__(self, search: RecipeSearch):
         self.search, self._searches = search, {search.variant: search}
-        self.photos = _test_photos(search)
+        self.photos, self._faults = _test_photos(search), []
         variants = [(_label(name), name) for name in search.variants]
         wide = {"style": {"description_width": "initial"}}
         self.bar = PhotoBar()
@@ -133,25 +144,33 @@ class SearchPage:
         """What is going on; share: done of it, below 0 where that takes no time."""
         self.bar.status, self.bar.share, self.bar.error = status, share, error
 
-    def add(self, data: bytes, name: str) -> None:
-        """A photo of the user: it is in memory alone, and goes with the page."""
-        self.photos.insert(0, Photo(name, self.search.read(data, name[:120] or "photo"), own=True))
-        del self.photos[OWN + TEST_PHOTOS :]
-
     @guarded
     def _message(self, _: object, message: dict, buffers: list) -> None:
         if message["kind"] == "choose":
             self.bar.chosen = message["place"]
-        elif message["kind"] == "too large":
-            raise DataError(f"{message['name']}: over 64 MB; make it smaller")
-        else:
-            self.tell(f"Reading {message['name']} …")
-            self.add(bytes(buffers[0]), message["name"])
-            self._strip(0)
+            self._show()
+            return
+        self._faults = self._faults if message["index"] else []
+        try:
+            self._add(message["name"][:120], buffers)
+        except DataError as error:
+            self._faults.append(str(error))
         self._show()
+        if self._faults:  # of one photo among several: said after the others have their answers
+            self.tell("\n".join(self._faults), error=True)
+
+    def _add(self, name: str, buffers: list) -> None:
+        """A photo of the user: it is in memory alone, and goes with the page."""
+        if not buffers:
+            raise DataError(f"{name}: over 64 MB; make it smaller")
+        self.tell(f"Reading {name} …")
+        own, given = [Photo(name, self.search.read(bytes(buffers[0]), name))], self.photos
+        own += [photo for photo in given if not photo.id][: OWN - 1]
+        self.photos = own + [photo for photo in given if photo.id]
+        self._strip(0)
 
     def _strip(self, chosen: int = -1) -> None:
-        thumbs = [{"label": p.name, "src": cards.source(p.pixels), "own": p.own} for p in self.photos]
+        thumbs = [{"label": p.name, "src": cards.source(p.pixels), "own": not p.id} for p in self.photos]
         self.bar.thumbs, self.bar.chosen = thumbs, chosen
 
     def _using(self, variant: str) -> RecipeSearch:
@@ -166,45 +185,40 @@ class SearchPage:
         self.radius.layout.display = "none" if self.surroundings.value == WHOLE else None
         if self.bar.chosen < 0:
             return
-        photo = self.photos[self.bar.chosen]
+        photo, against = self.photos[self.bar.chosen], self.against.value
         self.tell("Looking …")
-        seen = photo.pixels
-        if self.surroundings.value != WHOLE:
-            others = [other.pixels for other in self.photos if not other.own and other is not photo]
-            other = others[-1] if self.surroundings.value == SWAPPED else None
-            seen = other_surroundings(seen, self.radius.value, other)
-        main = self._using(self.system.value)
-        sides = [(self.system.value, main, main.search(seen, progress=self._progress))]
-        if self.against.value != NOTHING:
-            other = self._using(self.against.value)
-            sides.append((self.against.value, other, other.search(seen, progress=self._progress)))
+        seen = self._seen(photo)
+        sides = [self._side(self.system.value, seen)]
+        if against != NOTHING:
+            sides.append(self._side(against, seen))
         elif seen is not photo.pixels:
-            sides.append(("the whole photo", main, main.search(photo.pixels, progress=self._progress)))
-        self.answer.value = self._answer(photo, seen, sides)
+            title = f"surroundings {self.surroundings.value}"
+            sides = [replace(sides[0], title=title), replace(self._side(self.system.value, photo.pixels), title=FULL)]
+        self.answer.value = _answer(photo, seen, *sides)
         self.tell("")
 
-    def _answer(self, photo: Photo, seen: np.ndarray, sides: list[tuple[str, RecipeSearch, Answer]]) -> str:
-        (name, search, answer), *others = sides
-        named = next((a for _, _, a in sides if a.ingredients), answer)
-        query = (
-            f'<div class="ck-query"><figure><img src="{cards.source(seen)}" alt="The photo as the system sees it">'
-            f"<figcaption>{escape(photo.name)}</figcaption></figure>{cards.bars(named.ingredients)}</div>"
-        )
+    def _seen(self, photo: Photo) -> np.ndarray:
+        """The photo with the surroundings that are wanted."""
+        if self.surroundings.value == WHOLE:
+            return photo.pixels
+        others = [other.pixels for other in self.photos if other.id and other is not photo]
+        if self.surroundings.value == HIDDEN:
+            return other_surroundings(photo.pixels, self.radius.value)
         if not others:
-            return f"{query}<h2>The nearest recipes</h2>{_cards(search, answer)}"
-        ((_, _, before),) = others
-        moved = [cards.movement(places) for places in moves(answer.hits, before.hits)]
-        heading = name if self.against.value != NOTHING else f"surroundings {self.surroundings.value}"
-        columns = [(heading, search, answer, moved), (*others[0], None)]
-        shown = "".join(f"<section><h2>{escape(_label(t))}</h2>{_cards(s, a, m)}</section>" for t, s, a, m in columns)
-        return f'{query}<div class="ck-two">{shown}</div>'
+            raise DataError("the test split holds no other photo, whose surroundings could be taken")
+        return other_surroundings(photo.pixels, self.radius.value, others[-1])
+
+    def _side(self, variant: str, pixels: np.ndarray) -> Side:
+        search = self._using(variant)
+        return Side(_label(variant), search, search.search(pixels, progress=self._progress))
 
     @guarded
     def _find(self, _: object) -> None:
         self.tell("Looking …")
         search = self._using(self.system.value)
         hits = search.photos(self.text.value, progress=self._progress)
-        self.found.value = f"<h2>The nearest photos, each with its own recipe</h2>{_cards(search, Answer(hits, {}))}"
+        shown = _cards(Side("", search, Answer(hits, {})), "")
+        self.found.value = f"<h2>The nearest photos, each with its own recipe</h2>{shown}"
         self.tell("")
 
     def _progress(self, what: str, done: int, total: int) -> None:
@@ -215,12 +229,31 @@ def _label(variant: str) -> str:
     return variant.replace(NO_TERM, ", without its causal term")
 
 
-def _cards(search: RecipeSearch, answer: Answer, moved: list[str] | None = None) -> str:
-    return cards.cards(answer.hits, [search.lines(hit, answer) for hit in answer.hits], moved)
+def _answer(photo: Photo, seen: np.ndarray, side: Side, other: Side | None = None) -> str:
+    """The photo as it was seen, its ingredients, and the recipes of one side or of two."""
+    named = side.answer.ingredients or (other.answer.ingredients if other else {})
+    query = (
+        f'<div class="ck-query"><figure><img src="{cards.source(seen)}" alt="The photo as the system sees it">'
+        f"<figcaption>{escape(photo.name)}</figcaption></figure>{cards.bars(named)}</div>"
+    )
+    if other is None:
+        return f"{query}<h2>The nearest recipes</h2>{_cards(side, photo.id)}"
+    both = _cards(side, photo.id, other), _cards(other, photo.id)
+    columns = zip((side.title, other.title), both, strict=True)
+    shown = "".join(f"<section><h2>{escape(title)}</h2>{part}</section>" for title, part in columns)
+    return f'{query}<div class="ck-two">{shown}</div>'
+
+
+def _cards(side: Side, own: str, before: Side | None = None) -> str:
+    """Its recipes, with what moved since another side; own: id of the recipe that belongs to the photo."""
+    hits = side.answer.hits
+    notes = [cards.movement(places) for places in moves(hits, before.answer.hits)] if before else [""] * len(hits)
+    notes = [note + cards.OWN * (hit.id == own) for note, hit in zip(notes, hits, strict=True)]
+    return cards.cards(hits, [side.search.lines(hit, side.answer) for hit in hits], notes)
 
 
 def _test_photos(search: RecipeSearch) -> list[Photo]:
     """Some of the first test split, evenly over it."""
     split = search.store.split(search.store.test_splits[0])
     rows = range(0, len(split), max(1, len(split) // TEST_PHOTOS))[:TEST_PHOTOS]
-    return [Photo(split.titles[row], search.stored(split, row), own=False) for row in rows]
+    return [Photo(split.titles[row], search.stored(split, row), split.ids[row]) for row in rows]

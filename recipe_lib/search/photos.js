@@ -27,9 +27,8 @@ export default {
 
     async function send(files) {
       for (const [index, file] of [...files].entries()) {
-        const small = file.size <= LIMIT;
-        const bytes = small ? [await file.arrayBuffer()] : [];
-        model.send({ kind: small ? "photo" : "too large", name: file.name, index }, undefined, bytes);
+        const bytes = file.size <= LIMIT ? [await file.arrayBuffer()] : [];
+        model.send({ kind: "photo", name: file.name, index }, undefined, bytes);
       }
     }
     const shown = () => {

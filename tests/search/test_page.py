@@ -261,6 +261,7 @@ def test_two_uploads_at_once_dropped_and_pasted(page, dishes):
     page.get_by_label("Your photo one.png").wait_for(timeout=WAIT)
     page.get_by_label("Your photo <b>two</b>.png").wait_for(timeout=WAIT)
     expect(page, "figcaption").to_have_text("<b>two</b>.png", timeout=WAIT)
+    expect(page, ".ck-error").to_have_text("bad.png: the file is empty", timeout=WAIT)
     for event, field in (("drop", "dataTransfer"), ("paste", "clipboardData")):
         page.evaluate(
             """([event, field, name, bytes]) => {
