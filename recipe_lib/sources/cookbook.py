@@ -176,9 +176,14 @@ def _entries(path: Path, root: Path, report: CookbookReport, ingredients: str, s
             continue
         titles[recipe.title] += 1  # one file may hold two recipes of one title
         recipe.id = recipe.id or _digest(f"{shown}\0{recipe.title}\0{titles[recipe.title]}")[:10]
-        marks = {f"{name}: {value}" for name, value in fields.items() if isinstance(value, str)} if shift else set()
-        entries.append(_Entry(where, path.parent, recipe, bool(marks & shift)))
+        entries.append(_Entry(where, path.parent, recipe, not shift.isdisjoint(_marks(fields))))
     return entries
+
+
+def _marks(fields: dict) -> set[str]:
+    """Every "field: value" of a recipe whose value is a text, or a list of texts, as a cell of a CSV is."""
+    lists = ((name, value if isinstance(value, list) else [value]) for name, value in fields.items())
+    return {f"{name}: {value}" for name, values in lists for value in values if isinstance(value, str)}
 
 
 def _fault(error: Exception, shown: str, path: Path) -> str:
