@@ -53,8 +53,6 @@ def test_whole_sources_are_held_back_and_another_field_holds_the_lines(tmp_path)
     soup = SOUP | {"images": ["a.jpg"], "stars": 5}
     rows = [soup | {"id": f"{i}", "title": f"Soup {i}", "source": f"book {i % 3}"} for i in range(30)]
     rows = [row | {"plain": [f"carrot {row['id']}"]} for row in rows]
-    ]
-    rows = [row | {"plain": [f"carrot {row['id']}"], "stars": 5} for row in rows]
     photo(json_lines(tmp_path / "lines", *rows) / "a.jpg")
     photo(tmp_path / "table" / "a.jpg")
     with (tmp_path / "table" / "book.csv").open("w", newline="", encoding="utf-8") as file:
