@@ -184,6 +184,7 @@ def _serve(args: argparse.Namespace) -> int:
     config = Config(VoilaConfiguration=options, MappingKernelManager={"cull_idle_timeout": 300, "cull_interval": 60})
     # Of a page that is for this computer alone, no other name than its own is answered (DNS rebinding).
     settings = {"websocket_max_message_size": LARGEST, "allow_remote_access": not here}
+    settings["ws_ping_timeout"] = 30_000  # Jupyter's own is longer than tornado allows, which says so on the terminal
     with kernel(), tempfile.TemporaryDirectory(prefix="causal-kitchen-") as served:
         os.environ["JUPYTER_PATH"] += os.pathsep + str(Path(__file__).with_name("share"))
         page = Path(served, "search.ipynb")
@@ -191,7 +192,7 @@ def _serve(args: argparse.Namespace) -> int:
         shown = f"http://{'localhost' if here else args.host}:{port}/"
         print(f"the page of {folder.name}: {shown} (Ctrl-C ends it)", flush=True)
         Voila.launch_instance(
-            [str(page)], ip=args.host, port=port, port_retries=0, open_browser=not args.no_browser, log_level="WARN",
+            [str(page)], ip=args.host, port=port, port_retries=0, open_browser=not args.no_browser, log_level="ERROR",
             tornado_settings=settings, config=config,
         )  # fmt: skip
     return 0

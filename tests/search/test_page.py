@@ -53,6 +53,16 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def answering(port: int, server: subprocess.Popen) -> bool:
+    """Whether it is there at last; it is not where it has ended."""
+    while server.poll() is None:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return True
+        time.sleep(0.2)
+    return False
+
+
 @pytest.fixture(scope="module")
 def server(outputs, browser, tmp_path_factory) -> Iterator[tuple[str, Path]]:
     """Address of the page of the study "tiny" over the recipes of iid; a folder that its temporary files are in."""
@@ -63,12 +73,7 @@ def server(outputs, browser, tmp_path_factory) -> Iterator[tuple[str, Path]]:
     with open(temporary / "server.log", "w") as log:
         process = subprocess.Popen([*command, "--port", str(port)], cwd=ROOT, env=environment, stdout=log, stderr=log)
         try:
-            for _ in range(600):
-                with socket.socket() as probe:
-                    if probe.connect_ex(("127.0.0.1", port)) == 0:
-                        break
-                assert process.poll() is None, (temporary / "server.log").read_text()
-                time.sleep(0.2)
+            assert answering(port, process), (temporary / "server.log").read_text()
             yield f"http://localhost:{port}/", temporary
         finally:
             process.terminate()
@@ -147,6 +152,7 @@ def test_it_opens_empty_and_asks_no_other_host(page, server):
     assert page.locator("pre, .jp-InputArea").count() == 0, "no code"
     others = [url for url in page.asked if not url.startswith((server[0], "data:", "blob:", "ws:"))]
     assert others == []
+    assert (server[1] / "server.log").read_text() == f"the page of tiny: {server[0]} (Ctrl-C ends it)\n"
 
 
 def test_a_photo_whose_recipe_is_known_finds_it_where_the_evaluation_has_it(page, truth, dishes):
