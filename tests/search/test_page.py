@@ -155,19 +155,27 @@ def test_it_opens_empty_and_asks_no_other_host(page, server):
     assert (server[1] / "server.log").read_text() == f"the page of tiny: {server[0]} (Ctrl-C ends it)\n"
 
 
-def test_a_photo_whose_recipe_is_known_finds_it_where_the_evaluation_has_it(page, truth, dishes):
-    split, row = truth["split"], truth["known"]
-    upload(page, ("supper.png", png(dishes[split.ids[row]])))
+@pytest.fixture
+def asked(page, truth, dishes):
+    """The page with the answer for the photo whose recipe is known."""
+    reset(page)
+    upload(page, ("supper.png", png(dishes[truth["split"].ids[truth["known"]]])))
+    expect(page, "figcaption").to_have_text("supper.png", timeout=WAIT)
+    quiet(page)
+    return page
+
+
+def test_a_photo_whose_recipe_is_known_finds_it_where_the_evaluation_has_it(asked, truth):
+    page, split, row = asked, truth["split"], truth["known"]
     titles(page, best(truth["with"][row], split))
     assert best(truth["with"][row], split)[truth["rank"] - 1] == split.titles[row]
-    expect(page, "figcaption").to_have_text("supper.png")
     expect(page, ".ck-bars li").to_have_count(10)
     said = [float(text.split()[1]) for text in page.locator(".ck-facts span:text('similarity')").all_inner_texts()]
     assert said == pytest.approx(sorted(truth["with"][row], reverse=True)[:10], abs=0.006)
 
 
-def test_a_card_opens_to_its_steps(page, truth):
-    split = truth["split"]
+def test_a_card_opens_to_its_steps(asked, truth):
+    page, split = asked, truth["split"]
     card = page.locator(".ck-card").first
     recipe = split.recipe(int(np.argmax(truth["with"][truth["known"]])))
     assert not card.get_by_text(recipe["instructions"][-1]).is_visible()
@@ -177,8 +185,8 @@ def test_a_card_opens_to_its_steps(page, truth):
     assert shown == recipe["ingredients"]
 
 
-def test_without_the_causal_term_side_by_side(page, truth):
-    split, row = truth["split"], truth["known"]
+def test_without_the_causal_term_side_by_side(asked, truth):
+    page, split, row = asked, truth["split"], truth["known"]
     choose(page, "Compared with", "debiased, without its causal term")
     titles(page, best(truth["without"][row], split), 1)
     titles(page, best(truth["with"][row], split))
@@ -195,7 +203,8 @@ def test_without_the_causal_term_side_by_side(page, truth):
     reset(page)
 
 
-def test_two_trained_systems_side_by_side(page):
+def test_two_trained_systems_side_by_side(asked):
+    page = asked
     choose(page, "Compared with", "baseline")
     expect(page, ".ck-two h2").to_have_text(["debiased", "baseline"], timeout=WAIT)
     reset(page)
@@ -212,7 +221,8 @@ def seen(page, before: np.ndarray | None = None) -> np.ndarray:
     raise AssertionError("the photo stays as it was")
 
 
-def test_surroundings_hidden_and_swapped(page):
+def test_surroundings_hidden_and_swapped(asked):
+    page = asked
     whole = seen(page)
     choose(page, "Surroundings", "hidden")
     hidden = seen(page, whole)
@@ -231,8 +241,8 @@ def test_surroundings_hidden_and_swapped(page):
     reset(page)
 
 
-def test_a_recipe_typed_finds_photos(page, truth):
-    split = truth["split"]
+def test_a_recipe_typed_finds_photos(asked, truth):
+    page, split = asked, truth["split"]
     page.get_by_label("Recipe").fill(as_text(split.recipe(6)))
     page.get_by_role("button", name="Find its photos").click()
     page.get_by_text("The nearest photos").wait_for(timeout=WAIT)
@@ -293,8 +303,8 @@ def test_a_photo_of_forty_megabytes(page, tmp_path):
     quiet(page)
 
 
-def test_uploads_are_written_nowhere(page, server, outputs, dishes, truth):
-    data = png(dishes[truth["split"].ids[truth["known"]]])
+def test_uploads_are_written_nowhere(asked, server, outputs, dishes, truth):
+    page, data = asked, png(dishes[truth["split"].ids[truth["known"]]])
     for folder in (server[1], outputs):
         for path in folder.rglob("*"):
             assert "supper" not in path.name
@@ -322,8 +332,8 @@ def test_it_listens_on_this_computer_alone_and_under_its_own_name(page, server):
     assert answer.status == 403
 
 
-def test_keyboard_alone(page):
-    reset(page)
+def test_keyboard_alone(asked):
+    page = asked
     page.locator(".ck-strip button").first.focus()
     page.keyboard.press("Shift+Tab")
     assert page.evaluate("document.activeElement.type") == "file"
@@ -341,7 +351,8 @@ def test_keyboard_alone(page):
 
 @pytest.mark.parametrize("compared", [False, True])
 @pytest.mark.parametrize("width", [360, 1200])
-def test_it_fits_the_screen_and_axe_finds_nothing_serious(page, width, compared):
+def test_it_fits_the_screen_and_axe_finds_nothing_serious(asked, width, compared):
+    page = asked
     axe = pytest.importorskip("axe_playwright_python.base", reason="pip install axe-playwright-python")
     page.set_viewport_size({"width": width, "height": 800})
     choose(page, "Compared with", "debiased, without its causal term" if compared else "nothing")
