@@ -177,6 +177,12 @@ def test_dar_is_searched_by_photo_and_recipe(dar, clip_store, tmp_path, monkeypa
     assert search.search(pixels, top=30).hits[0].similarity == pytest.approx(
         cosines(encoded.embedding[[2]], encoded.recipes).max(), abs=1e-5
     )
+    (tmp_path / "dish.jpg").write_bytes(split.photo(2))
+    program = f"from recipe_lib.search.command import main; main(['dar', {str(tmp_path / 'dish.jpg')!r}, '--json'])"
+    said = json.loads(subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout)
+    assert [hit["id"] for hit in said["recipes"]] == [
+        h.id for h in RecipeSearch.load("dar").search(tmp_path / "dish.jpg").hits
+    ]
     hits = search.photos(as_text(split.recipe(9)), top=30)
     cosine = cosines(encoded.recipes[[9]], encoded.embedding)[0]
     assert cosine[[hit.row for hit in hits]] == pytest.approx([hit.similarity for hit in hits], abs=1e-5)
