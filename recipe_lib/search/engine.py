@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -234,7 +235,8 @@ class RecipeSearch:
         made_from = digest([part.state, weights.st_size, weights.st_mtime_ns])
         with _made(folder, made_from) as make:
             if not make:
-                return SearchIndex.load(folder)
+                with suppress(ValueError):  # broken: made again
+                    return SearchIndex.load(folder)
             encode = self._encode_recipes if kind == "recipes" else self._encode_photos
             embeddings = torch.cat(list(encode(part.split, tell)))
             size = "approximate" if len(embeddings) >= LARGE else "exact"
@@ -277,7 +279,9 @@ def _parts(folder: Path, store: Store, name: str | Path) -> list[Part]:
         if make:
             from recipe_lib.sources.cookbook import read_cookbook  # needed once for each folder
 
-            recipes = read_cookbook(root)[0]
+            recipes, report = read_cookbook(root, photos=False)
+            if left_out := str(report).splitlines()[1:]:
+                logging.getLogger(__name__).warning("%s: left out: %s", name, "; ".join(left_out)[:600])
             prepare_more(recipes, place, store, workers=0 if len(recipes) > LARGE else 1)
     more = Store(place)
     return [Part(root.name, more.split(split), f"{key}-{split}", state) for split in more.card["recipes"]]

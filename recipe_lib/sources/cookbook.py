@@ -74,6 +74,7 @@ def read_cookbook(
     limit: int | None = None,
     ingredients: str = "ingredients",
     shift: Sequence[str] = (),
+    photos: bool = True,
 ) -> tuple[list[Recipe], CookbookReport]:
     """Read every recipe below `root`, in order of id. Photos are opened once to check them; memory holds text only.
 
@@ -88,6 +89,7 @@ def read_cookbook(
         limit: read only this many recipes, the first by id.
         ingredients: name of the field that holds the ingredient lines.
         shift: "field: value": pairs with one of these are a test split of their own, "shift", and are in no other.
+        photos: recipes that name photos are of no use where none of these is good.
 
     Raises:
         DataError: no such folder, one that may not be read, no recipe in it, one id twice, or no photo that is good.
@@ -117,7 +119,7 @@ def read_cookbook(
         raise DataError(f"{root}: no recipe with photo has {' or '.join(shift)}; see test_shift")
     report.pairs = sum(bool(entry.recipe.images) for entry in kept)
     report.text_only = len(kept) - report.pairs
-    if not report.pairs:
+    if photos and not report.pairs:
         _explain_lost_photos(root, report)
     return [entry.recipe for entry in kept], report
 

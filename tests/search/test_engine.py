@@ -119,6 +119,21 @@ def test_recipes_of_a_folder_are_found_without_training(study, dishes, tmp_path)
     assert len(grown) == 3 and [hit.title for hit in grown.photos("Stone\n\n1 stone")] == ["With photo"]
 
 
+def test_a_folder_whose_photos_are_elsewhere_is_searched_by_its_text(study, dishes, tmp_path, caplog):
+    recipe = {"title": "Soup", "ingredients": ["1 onion"], "instructions": ["Boil."], "images": ["gone.jpg"]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(recipe) + "\n[broken\n")
+    search = RecipeSearch.load("tiny", recipes=[tmp_path])
+    assert [hit.title for hit in search.search(png(next(iter(dishes.values())))).hits] == ["Soup"]
+    assert "1 skipped: a.jsonl:2" in caplog.text and "1 missing photos" in caplog.text
+
+
+def test_a_broken_index_is_made_again(study, dishes):
+    photo = png(next(iter(dishes.values())))
+    first = [hit.id for hit in RecipeSearch.load("tiny", recipes=["iid"]).search(photo).hits]
+    (study / "search/debiased/iid-recipes/index.faiss").write_bytes(b"broken")
+    assert [hit.id for hit in RecipeSearch.load("tiny", recipes=["iid"]).search(photo).hits] == first
+
+
 def test_an_index_is_kept_until_weights_change(study, dishes, monkeypatch):
     made = []
     whole = engine.SearchIndex.build
