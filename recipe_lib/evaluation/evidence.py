@@ -102,7 +102,7 @@ def against_control(
 ) -> pd.DataFrame:
     """Each variant minus the control, by split and direction, paired by query: a row as `compare` gives it.
 
-    With `control_value`, R@k of the control, and `relative`, the difference as a share of it.
+    With `control_value`, R@k of the control, and `relative`, the difference as a share of it (NaN of nothing).
     """
     rows = []
     for direction in ("i2r", "r2i"):
@@ -111,7 +111,8 @@ def against_control(
         for split in splits:
             for variant in variants:
                 row = compare(ranks, variant, control, split=split, direction=direction, k=k, own_queries=True)
-                rows.append(row | {"control_value": recall[split], "relative": row["difference"] / recall[split]})
+                share = row["difference"] / recall[split] if recall[split] else np.nan
+                rows.append(row | {"control_value": recall[split], "relative": share})
     return pd.DataFrame(rows)
 
 
