@@ -6,7 +6,6 @@ Both read the recipes alone, never a photo: strata and neighbours of photos woul
 from __future__ import annotations
 
 import numpy as np
-from scipy.sparse import csr_array
 
 from recipe_lib.data.store import Split
 
@@ -16,7 +15,8 @@ NEAREST = 8  # neighbours that a recipe may be paired with
 
 def strata(split: Split, seed: int) -> np.ndarray:
     """(N,) the stratum of each recipe: the kitchen's cuisine, the confounder; elsewhere a cluster by its words."""
-    from sklearn.cluster import MiniBatchKMeans  # seconds, for those alone who ask for it
+    from scipy.sparse import csr_array  # seconds, for those alone who ask for it
+    from sklearn.cluster import MiniBatchKMeans
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfTransformer
 
@@ -34,6 +34,7 @@ def strata(split: Split, seed: int) -> np.ndarray:
 def neighbours(split: Split) -> np.ndarray:
     """(N, NEAREST) the recipes whose ingredient labels are nearest, by the cosine of rarity-weighted labels."""
     import faiss  # as above
+    from scipy.sparse import csr_array
     from sklearn.feature_extraction.text import TfidfTransformer
 
     labels = csr_array((np.ones(len(split.labels)), split.labels, split.label_start), (len(split), split.num_classes))
