@@ -71,7 +71,7 @@ def test_figures_and_record_are_there(smoke):
 
 
 def test_executed_notebooks_are_quiet(smoke):
-    """No traceback, no progress-bar spam: at most one line an epoch."""
+    """No traceback, no progress-bar spam: at most one line per epoch."""
     for stage in STAGES:
         for cell in nbformat.read(smoke / f"{stage}.ipynb", as_version=4).cells:
             for output in cell.get("outputs", []):

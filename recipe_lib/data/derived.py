@@ -23,15 +23,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
-from tqdm import tqdm
 
 from recipe_lib.data.clip_text import CONTEXT, clip_ids
 from recipe_lib.data.cues import describe_cues
 from recipe_lib.data.descriptions import LLMDescriber
 from recipe_lib.data.images import ImageError, decode_jpeg, read_image, to_jpeg
-from recipe_lib.data.parallel import Workers
+from recipe_lib.data.parallel import Workers, progress
 from recipe_lib.data.recipe import DataError
-from recipe_lib.data.segments import Rank, SamSegmenter, Segment, cut, superpixel_segments
+from recipe_lib.data.segments import Rank, SamSegmenter, Segment, cut, foreground, superpixel_segments
 from recipe_lib.data.shards import digest, finished, nested, parquet, save
 from recipe_lib.data.store import TEXT_ONLY
 from recipe_lib.paths import atomic_write_text
@@ -63,8 +62,7 @@ def add_descriptions(
     if given or describer is None:
         with Workers(workers) as pool:
             jobs = [(folder, number, given) for number in _numbers(folder)]
-            shown = tqdm(pool.map(_describe_shard, jobs), "described shards", len(jobs), mininterval=5, disable=None)
-            records = list(shown)
+            records = list(progress(pool.map(_describe_shard, jobs), "described shards", len(jobs)))
     else:
         told = describer.describe(_text(folder, _numbers(folder)), cache)
         # Shards are written again from the cache: it tells what is described and by what, shards do not.
@@ -110,8 +108,7 @@ def add_segments(
     jobs = [(folder, number, n, size, given, sam, rank) for number in _numbers(folder)]
     # A model stays in this process, which may have a GPU.
     with Workers(1 if (sam or rank) and not given else workers) as pool:
-        done = pool.map(_segment_shard, jobs)
-        records = list(tqdm(done, "segmented shards", len(jobs), mininterval=5, disable=None))
+        records = list(progress(pool.map(_segment_shard, jobs), "segmented shards", len(jobs)))
     counts = {key: sum(record[key] for record in records) for key in ("photos", "segments", "photos_without")}
     if given:
         counts["skipped"] = [line for record in records for line in record["skipped"]][:100]
@@ -226,6 +223,7 @@ def _segment_shard(
     for split in _splits(folder, number):
         name = f"{split}/{number:05d}"
         sizes: list[list[int]] = []
+        dishes: list[str] = []
         jpegs: list[bytes] = []
         photos = list(_photos(folder / name, first_only=split != "train"))
         for start in range(0, len(photos), CHUNK):
@@ -235,15 +233,17 @@ def _segment_shard(
             elif not chunk.is_file():
                 save(chunk, _segment(photos[start : start + CHUNK], n, size, sam or _superpixels, rank))
             head, _, data = chunk.read_bytes().partition(b"\n")
-            rows, skipped = json.loads(head)
+            rows, skipped, dish = json.loads(head)
             sizes += rows
+            dishes += dish
             record["skipped"] += skipped
             jpegs.append(data)
         wanted = [row for row, photo in zip(sizes, photos, strict=True) if photo]
         record["photos"] += len(wanted)
         record["segments"] += sum(map(len, wanted))
         record["photos_without"] += sum(not row for row in wanted)
-        table = pa.table({"segment_bytes": pa.array(sizes, pa.list_(pa.int64()))})
+        masks = pa.array([bytes.fromhex(bits) for bits in dishes], pa.binary())
+        table = pa.table({"segment_bytes": pa.array(sizes, pa.list_(pa.int64())), "foreground": masks})
         record["files"][f"{name}.segments.parquet"] = save(folder / f"{name}.segments.parquet", parquet(table))
         record["files"][f"{name}.segments.jpegs"] = save(folder / f"{name}.segments.jpegs", b"".join(jpegs))
     atomic_write_text(path, json.dumps(record))
@@ -262,15 +262,16 @@ def _photos(shard: Path, first_only: bool) -> Iterator[bytes]:
 
 
 def _segment(photos: list[bytes], n: int, size: int, find: Callable, rank: Rank | None) -> bytes:
-    """A line of JSON with the bytes of each photo's segments, then the segments."""
+    """A line of JSON with the bytes of each photo's segments and where they lie together, then the segments."""
     decoded = [np.asarray(decode_jpeg(photo)) if photo else None for photo in photos]
     segments = iter(find([pixels for pixels in decoded if pixels is not None], n=n, rank=rank))
-    rows = [[] if p is None else [to_jpeg(cut(p, segment, size), size) for segment in next(segments)] for p in decoded]
-    return _chunk(rows, [])
+    parts = [[] if pixels is None else next(segments) for pixels in decoded]
+    rows = [[to_jpeg(cut(p, segment, size), size) for segment in row] for p, row in zip(decoded, parts, strict=True)]
+    return _chunk(rows, [], [foreground(row).hex() for row in parts])
 
 
-def _chunk(rows: list[list[bytes]], skipped: list[str]) -> bytes:
-    head = json.dumps([[[len(part) for part in row] for row in rows], skipped]).encode()
+def _chunk(rows: list[list[bytes]], skipped: list[str], dishes: list[str]) -> bytes:
+    head = json.dumps([[[len(part) for part in row] for row in rows], skipped, dishes]).encode()
     return b"\n".join([head, b"".join(part for row in rows for part in row)])
 
 
@@ -308,4 +309,4 @@ def _resized(pictures: list[tuple[str, list[Path]]], n: int, size: int) -> bytes
             except ImageError as error:
                 skipped.append(str(error))
         rows.append(row)
-    return _chunk(rows, skipped)
+    return _chunk(rows, skipped, [""] * len(rows))  # squares that do not tell where they lay

@@ -12,9 +12,8 @@ from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 
-from tqdm import tqdm
-
 from recipe_lib.data.cues import describe_cues
+from recipe_lib.data.parallel import progress
 from recipe_lib.data.recipe import DataError
 
 TextRecipe = tuple[str, str, Sequence[str], Sequence[str]]  # id, title, ingredient lines, steps
@@ -82,8 +81,7 @@ class LLMDescriber:
             known = _read_cache(cache)
             waiting: list[tuple] = []
             missing: dict[tuple, TextRecipe] = {}
-            shown = tqdm(recipes, desc="descriptions", unit="", mininterval=5, maxinterval=30, disable=None)
-            for recipe in chain(shown, [None]):
+            for recipe in chain(progress(recipes, "descriptions"), [None]):
                 if recipe:
                     stated = json.dumps([*settings, *recipe[1:]], default=list).encode()
                     key = recipe[0], hashlib.sha256(stated).hexdigest()[:16]

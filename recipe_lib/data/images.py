@@ -138,9 +138,14 @@ class RandAugment:
             np.random.set_state(states[1])
 
 
+def centre(spare: np.ndarray) -> list[int]:
+    """Half of what a crop leaves over of each side; halves round to even, as in torchvision's CenterCrop."""
+    return np.rint(spare / 2).astype(int).tolist()
+
+
 def centre_crop(image: Image.Image, size: int) -> Image.Image:
-    """The middle size x size pixels; halves round to even, as in torchvision's CenterCrop."""
-    left, top = np.rint((np.array(image.size) - size) / 2).astype(int).tolist()
+    """The middle size x size pixels."""
+    left, top = centre(np.array(image.size) - size)
     return image.crop((left, top, left + size, top + size))
 
 

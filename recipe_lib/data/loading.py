@@ -12,8 +12,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from recipe_lib import devices
-from recipe_lib.data.images import RandAugment, centre_crop, decode_jpeg
-from recipe_lib.data.store import Split
+from recipe_lib.data import batches
+from recipe_lib.data.context import Window, discs, stored_dish, swap_context
+from recipe_lib.data.images import RandAugment, centre, decode_jpeg
+from recipe_lib.data.store import Split, padded
 from recipe_lib.data.text import PAD
 
 
@@ -44,7 +46,8 @@ class Batch:
     """One step; of text-only recipes there are no more than `recipes` and `rows`.
 
     Shape:
-        images (B, 3, H, W) uint8; labels (B, K) float; descriptions (B, L) int64 ids of CLIP; segments (B, n, E)
+        images (B, 3, H, W) uint8; labels (B, K) float; visible (B, K) float, the labels that show in the photo, None
+        where nobody knows; descriptions (B, L) int64 ids of CLIP; segments (B, n, E)
         features or (B, n, 3, S, S) uint8 pixels, their mask (B, n) bool. The last three are None for systems that do
         not read them.
     """
@@ -56,6 +59,7 @@ class Batch:
     descriptions: Tensor | None = None
     segments: Tensor | None = None
     segment_mask: Tensor | None = None
+    visible: Tensor | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         move = (getattr(self, f.name) for f in fields(self))
@@ -102,11 +106,7 @@ def recipe_batch(split: Split | Sentences, rows: np.ndarray) -> RecipeBatch:
     sentences = [np.arange(split.recipe_start[r], split.recipe_start[r + 1]) for r in rows]
     flat = np.concatenate(sentences)
     start, length = split.sentence_start[flat], split.sentence_start[flat + 1] - split.sentence_start[flat]
-    column = np.arange(length.max())
-    inside = column < length[:, None]  # (sentences, L)
-    padded = np.full(inside.shape, PAD, np.int64)
-    padded[inside] = split.words[(start[:, None] + column)[inside]]
-    tokens, which = np.unique(padded, axis=0, return_inverse=True)
+    tokens, which = np.unique(padded(split.words, start, length, PAD), axis=0, return_inverse=True)
 
     bounds = np.cumsum([0] + [len(s) for s in sentences])[:-1]
     lines = split.ingredient_lines[rows]
@@ -114,17 +114,9 @@ def recipe_batch(split: Split | Sentences, rows: np.ndarray) -> RecipeBatch:
     return RecipeBatch(
         torch.from_numpy(tokens),
         torch.from_numpy(which[bounds]),
-        _ragged(which, bounds + 1, lines),
-        _ragged(which, bounds + 1 + lines, steps),
+        torch.from_numpy(padded(which, bounds + 1, lines, -1)),
+        torch.from_numpy(padded(which, bounds + 1 + lines, steps, -1)),
     )
-
-
-def _ragged(values: np.ndarray, start: np.ndarray, length: np.ndarray) -> Tensor:
-    column = np.arange(length.max())
-    inside = column < length[:, None]
-    out = np.full(inside.shape, -1, np.int64)
-    out[inside] = values[(start[:, None] + column)[inside]]
-    return torch.from_numpy(out)
 
 
 def segment_pixels(split: Split, photos: np.ndarray, most: int) -> tuple[Tensor, Tensor]:
@@ -168,6 +160,9 @@ class StudyDataset(Dataset):
         descriptions: batches hold the imagined descriptions.
         segments: (photos of the split, n, E) features of each photo's segments; batches hold those of its photos. Or
             a number: batches hold the pixels of at most so many segments of each photo; 0: none.
+        visible: batches hold the labels that show in the photo, where that is known.
+        swap: share of the photos that get other surroundings; see `context`.
+        swap_radius: of the discs that keep their own pixels, where no parts are stored with the photos.
     """
 
     def __init__(
@@ -182,10 +177,14 @@ class StudyDataset(Dataset):
         seed: int = 0,
         descriptions: bool = False,
         segments: np.ndarray | int = 0,
+        visible: bool = False,
+        swap: float = 0.0,
+        swap_radius: tuple[float, float] = (0.28, 0.44),
     ):
         self.split, self.text_only, self.crop, self.augment, self.seed = split, text_only, crop, augment, seed
         self.descriptions, self.segments = descriptions, segments
         self.policy, self.choose = RandAugment(policy) if policy else None, augment and not first_photo_only
+        self.visible, self.swap, self.swap_radius = visible and split.knows_visible, swap, swap_radius
 
     def __len__(self) -> int:
         return len(self.split)
@@ -197,11 +196,23 @@ class StudyDataset(Dataset):
         rng = np.random.default_rng([self.seed, draw.epoch, int(draw.rows[0])])
         images = np.empty((len(draw.rows), self.crop, self.crop, 3), np.uint8)
         photos = np.empty(len(draw.rows), np.int64)
+        windows: list[Window] = []
         for i, row in enumerate(draw.rows):
             which = int(rng.integers(self.split.photo_count(row))) if self.choose else 0
-            images[i], photos[i] = self._image(row, which, rng), self.split.photo_start[row] + which
+            images[i], window = self._image(row, which, rng)
+            photos[i] = self.split.photo_start[row] + which
+            windows.append(window)
+        if self.swap:
+            # A stream of its own: crops and choices stay those of the control.
+            own = np.random.default_rng([self.seed, draw.epoch, int(draw.rows[0]), 1])
+            dish = discs(len(images), self.crop, self.swap_radius, own)
+            if self.split.foreground is not None:
+                dish = stored_dish(self.split.foreground[photos], windows, dish)
+            images = swap_context(images, dish, self.swap, own)
         labels = torch.from_numpy(self.split.label_matrix(draw.rows)).float()
         batch = Batch(recipe_batch(self.split, draw.rows), rows, torch.from_numpy(images).permute(0, 3, 1, 2), labels)
+        if self.visible:
+            batch.visible = torch.from_numpy(self.split.visible_matrix(draw.rows)).float()
         if self.descriptions:
             batch.descriptions = torch.from_numpy(self.split.description_tokens(draw.rows))
         if isinstance(self.segments, int):
@@ -213,19 +224,17 @@ class StudyDataset(Dataset):
             batch.segment_mask = torch.from_numpy(np.arange(self.segments.shape[1]) < there)
         return batch
 
-    def _image(self, row: int, which: int, rng: np.random.Generator) -> np.ndarray:
+    def _image(self, row: int, which: int, rng: np.random.Generator) -> tuple[np.ndarray, Window]:
         image = decode_jpeg(self.split.photo(row, which))
         spare = np.array(image.size[::-1]) - self.crop
         if spare.min() < 0:
             raise ValueError(f"crop_size {self.crop} is larger than the stored photos; lower it or prepare larger ones")
+        top, left = rng.integers(spare + 1).tolist() if self.augment else centre(spare)
         # Cropped before it becomes an array: an array of the whole photo costs a third of the decoding.
-        if self.augment:
-            top, left = rng.integers(spare + 1).tolist()
-            image = image.crop((left, top, left + self.crop, top + self.crop))
-        else:
-            image = centre_crop(image, self.crop)
+        image = image.crop((left, top, left + self.crop, top + self.crop))
         pixels = np.asarray(self.policy(image, rng) if self.policy else image)
-        return pixels[:, ::-1] if self.augment and rng.random() < 0.5 else pixels
+        flip = bool(self.augment and rng.random() < 0.5)
+        return pixels[:, ::-1] if flip else pixels, Window(top, left, *spare.tolist(), flip)
 
 
 class PairedBatches(Sampler[Draw]):
@@ -235,6 +244,8 @@ class PairedBatches(Sampler[Draw]):
 
     Args:
         batch_size: pairs per step over all processes; each takes every world-th row of the same batch.
+        strata, stratified: (pairs,) stratum of each pair, and the share of the batches drawn within one.
+        nearest, hard: (pairs, n) near ones of each pair, and the share of the batches that bring such together.
         rank, world: this process among all. Rows of a batch that do not divide among all are dropped.
 
     Raises:
@@ -242,11 +253,23 @@ class PairedBatches(Sampler[Draw]):
     """
 
     def __init__(
-        self, pairs: int, batch_size: int, *, text_only: int = 0, seed: int = 0, rank: int = 0, world: int = 1
+        self,
+        pairs: int,
+        batch_size: int,
+        *,
+        text_only: int = 0,
+        seed: int = 0,
+        strata: np.ndarray | None = None,
+        stratified: float = 0.0,
+        nearest: np.ndarray | None = None,
+        hard: float = 0.0,
+        rank: int = 0,
+        world: int = 1,
     ):
         if batch_size % world:
             raise ValueError(f"a batch of {batch_size} does not divide among {world} devices")
         self.pairs, self.batch_size, self.text_only, self.seed, self.epoch = pairs, batch_size, text_only, seed, 0
+        self.strata, self.stratified, self.nearest, self.hard = strata, stratified, nearest, hard
         self.rank, self.world = rank, world
 
     def set_epoch(self, epoch: int) -> None:
@@ -269,6 +292,8 @@ class PairedBatches(Sampler[Draw]):
     def __iter__(self) -> Iterator[Draw]:
         rng = np.random.default_rng([self.seed, self.epoch])
         order, text = rng.permutation(self.pairs), rng.permutation(self.text_only)
+        if self.stratified or self.hard:
+            order = self._arranged(order, np.random.default_rng([self.seed, self.epoch, 1]))
         for step in range(self._paired()):
             rows = order[step * self.batch_size : (step + 1) * self.batch_size]
             yield Draw(self._share(rows), True, self.epoch)
@@ -276,6 +301,19 @@ class PairedBatches(Sampler[Draw]):
                 # Round and round the text-only recipes: one epoch is one pass over the pairs.
                 take = np.arange(2 * self.batch_size) + step * 2 * self.batch_size
                 yield Draw(self._share(text[np.unique(take % self.text_only)]), False, self.epoch)
+
+    def _arranged(self, order: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """The same rows with some of the batches made of one stratum, some of near ones; batches in random order."""
+        whole = self.pairs // self.batch_size
+        stratified, hard = (round(share * whole) * self.batch_size for share in (self.stratified, self.hard))
+        if hard:  # near ones are looked for among all pairs, then some are taken
+            order = batches.with_neighbours(order, self.nearest)
+            order[hard:] = rng.permutation(order[hard:])
+        one = slice(hard, hard + stratified)
+        if stratified:
+            order[one] = batches.of_one_stratum(order[one], self.strata, rng)
+        arranged = order[: whole * self.batch_size].reshape(whole, self.batch_size)
+        return np.concatenate([arranged[rng.permutation(whole)].ravel(), order[whole * self.batch_size :]])
 
 
 class InOrder(Sampler[Draw]):

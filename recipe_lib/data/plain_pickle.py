@@ -12,6 +12,7 @@ import os
 import pickle
 import re
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,8 +24,8 @@ _REFUSED = "refused: a pickle of this data holds only dict, list, str, numbers a
 # GLOBAL and the like stay: they end in find_class, which says what was asked for. What is not here is refused.
 _PLAIN = """PROTO FRAME STOP POP DUP MARK POP_MARK MEMOIZE PUT BINPUT LONG_BINPUT GET BINGET LONG_BINGET NONE NEWTRUE
  NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE
- SHORT_BINUNICODE BINUNICODE8 EMPTY_LIST EMPTY_DICT EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 GLOBAL STACK_GLOBAL INST
- PERSID BINPERSID""".split()
+ SHORT_BINUNICODE BINUNICODE8 EMPTY_LIST LIST APPEND APPENDS EMPTY_DICT DICT SETITEM SETITEMS EMPTY_TUPLE TUPLE TUPLE1
+ TUPLE2 TUPLE3 GLOBAL STACK_GLOBAL INST PERSID BINPERSID""".split()
 _CODES = {getattr(pickle, name)[0] for name in _PLAIN}
 _DTYPE = re.compile(r"[iu][1248]|f[248]|b1|U[1-9][0-9]{0,4}")
 _MAX_DIMENSIONS = 4
@@ -55,14 +56,23 @@ class _DType:
         self.value = np.dtype(name)
 
 
-_INERT = (_Builder, _Bytes, _DType)
+_LEAVES = frozenset((str, int, float, bool, type(None), np.ndarray))
 
 
-def _inert(value: Any) -> bool:
-    return isinstance(value, _INERT) or (type(value) is tuple and any(map(_inert, value)))
+def _check_plain(value: Any) -> None:
+    """Data all the way down; what holds itself is looked into once."""
+    pending, seen = [value], set()
+    while pending:
+        holder = pending.pop()
+        if type(holder) not in (dict, list, tuple):
+            _refuse()
+        if id(holder) not in seen:
+            seen.add(id(holder))
+            parts = chain(holder, holder.values()) if type(holder) is dict else holder
+            pending.extend(part for part in parts if type(part) not in _LEAVES)
 
 
-def _refuse(unpickler: pickle._Unpickler) -> None:
+def _refuse(_: pickle._Unpickler | None = None) -> None:
     raise _Refused("it holds another type")
 
 
@@ -184,39 +194,7 @@ class _PlainUnpickler(pickle._Unpickler):
             # In place, for the pickle may refer to it again; NumPy checks the length once more.
             built.__setstate__((1, value.shape, value.dtype, bool(state[3]), state[4].data))
         else:
-            _refuse(self)
-
-    def _put(self, items: list) -> list:
-        if any(map(_inert, items)):
-            _refuse(self)
-        return items
-
-    def _append(self) -> None:
-        self._appends([self.stack.pop()])
-
-    def _appends(self, items: list | None = None) -> None:
-        items = self._put(self.pop_mark() if items is None else items)
-        if type(self.stack[-1]) is not list:
-            _refuse(self)
-        self.stack[-1].extend(items)
-
-    def _set_items(self, items: list | None = None) -> None:
-        items = self._put(self.pop_mark() if items is None else items)
-        if type(self.stack[-1]) is not dict:
-            _refuse(self)
-        self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
-
-    def _set_item(self) -> None:
-        value, key = self.stack.pop(), self.stack.pop()
-        self._set_items([key, value])
-
-    def _list(self) -> None:
-        items = self._put(self.pop_mark())  # first: it changes which stack `append` appends to
-        self.append(items)
-
-    def _dict(self) -> None:
-        items = self._put(self.pop_mark())
-        self.append(dict(zip(items[::2], items[1::2], strict=True)))
+            _refuse()
 
     def _bytes(self, width: int) -> None:
         length = int.from_bytes(self.read(width), "little")
@@ -225,8 +203,7 @@ class _PlainUnpickler(pickle._Unpickler):
         self.append(_Bytes(bytes(self.read(length))))
 
     dispatch |= {
-        pickle.REDUCE[0]: _reduce, pickle.BUILD[0]: _build, pickle.APPEND[0]: _append, pickle.APPENDS[0]: _appends,
-        pickle.SETITEM[0]: _set_item, pickle.SETITEMS[0]: _set_items, pickle.LIST[0]: _list, pickle.DICT[0]: _dict,
+        pickle.REDUCE[0]: _reduce, pickle.BUILD[0]: _build,
         pickle.SHORT_BINBYTES[0]: lambda self: self._bytes(1), pickle.BINBYTES[0]: lambda self: self._bytes(4),
         pickle.BINBYTES8[0]: lambda self: self._bytes(8), pickle.BYTEARRAY8[0]: lambda self: self._bytes(8),
     }  # fmt: skip
@@ -241,6 +218,8 @@ def read_plain_pickle(path: Path) -> dict:
     try:
         with path.open("rb") as file:
             value = _PlainUnpickler(file, os.fstat(file.fileno()).st_size).load()
+        if isinstance(value, dict):
+            _check_plain(value)
     except _Refused as reason:
         raise DataError(f"{path}: {reason}; {_REFUSED}") from None
     except Exception:  # whatever a broken file makes an unpickler stumble over

@@ -21,12 +21,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 from tokenizers import Tokenizer
-from tqdm import tqdm
 
 from recipe_lib.data.clip_text import VOCABULARY, clip_ids
 from recipe_lib.data.images import ImageError, read_image, to_jpeg
 from recipe_lib.data.ingredients import IngredientClasses, ingredient_names, mentions
-from recipe_lib.data.parallel import Workers
+from recipe_lib.data.parallel import Workers, progress
 from recipe_lib.data.recipe import DataError, Recipe
 from recipe_lib.data.shards import digest, finished, nested, parquet, remove, save
 from recipe_lib.data.store import TEXT_ONLY, Store
@@ -34,7 +33,14 @@ from recipe_lib.data.text import SentenceEncoder, word_tokenizer
 from recipe_lib.paths import atomic_write_text
 from recipe_lib.reachable import code_digest
 
-GIVEN = pa.schema([("description", pa.string()), ("segment_root", pa.string()), ("segments", pa.list_(pa.string()))])
+_STRING, _STRINGS = pa.string(), pa.list_(pa.string())
+RECIPES = pa.schema(
+    dict.fromkeys(("id", "title"), _STRING)
+    | dict.fromkeys(("ingredients", "instructions", "names"), _STRINGS)
+    | {"photo_bytes": pa.list_(pa.int64()), "truth": _STRING}
+)
+GIVEN = pa.schema({"description": _STRING, "segment_root": _STRING, "segments": _STRINGS})
+TEXT = ["title", "ingredients", "instructions", "names"]
 SHARD = 2048  # recipes of the source per shard; they may go to several splits
 
 
@@ -120,8 +126,7 @@ def _write_store(
     tokenizer: Tokenizer | None,
     pool: Workers,
 ) -> dict:
-    shown = tqdm(recipes, desc="recipes", unit="", mininterval=5, maxinterval=30, disable=None)
-    jobs = ((folder, number, shard, config) for number, shard in enumerate(_shards(shown)))
+    jobs = ((folder, number, shard, config) for number, shard in enumerate(_shards(progress(recipes, "recipes"))))
     records = list(pool.map(_write_recipes, jobs))
     remove(folder, lambda number: number >= len(records))  # of a longer source
     counts, without_photo = (sum((Counter(r[key]) for r in records), Counter()) for key in ("recipes", "without_photo"))
@@ -146,11 +151,7 @@ def _write_store(
     classes.save(folder / "classes.csv")
 
     jobs = [(folder, number, tokenizer.to_str(), classes, config) for number in range(len(records))]
-    tokens = list(
-        tqdm(
-            pool.map(_write_tokens, jobs), "shards to token ids", len(jobs), mininterval=5, maxinterval=30, disable=None
-        )
-    )
+    tokens = list(progress(pool.map(_write_tokens, jobs), "shards to token ids", len(jobs)))
     skipped = [line for record in records for line in record["skipped"]]
     atomic_write_text(folder / "left_out.txt", "".join(line + "\n" for line in skipped))
     first = min(folder.glob("train/*.recipes.parquet"))
@@ -216,16 +217,13 @@ def _shards(recipes: Iterable[Recipe]) -> Iterator[list[Recipe]]:
 
 def _write_recipes(folder: Path, number: int, recipes: list[Recipe], config: StoreConfig) -> dict:
     """Text and photos of a shard, a pair of files for each of its splits. Returns the shard's record."""
-    path, photo = (
-        folder / "shards" / f"{number:05d}.json",
-        f"{config.image_size} {config.image_filter} {config.jpeg_quality}",
-    )
+    path = folder / "shards" / f"{number:05d}.json"
+    photo = f"{config.image_size} {config.image_filter} {config.jpeg_quality}"
     made_from = digest(code_digest(_write_recipes), photo, *map(_state, recipes))
     if record := finished(path, made_from, folder):
         return record
     remove(folder, lambda other: other == number)
     rows: dict[str, list[dict]] = {}
-    given: dict[str, list[dict]] = {}
     photos: dict[str, list[bytes]] = {}
     record = {"made_from": made_from, "recipes": {}, "without_photo": {}, "skipped": [], "files": {}}
     for recipe in recipes:
@@ -250,28 +248,21 @@ def _write_recipes(folder: Path, number: int, recipes: list[Recipe], config: Sto
                 "names": names,
                 "photo_bytes": [len(jpeg) for jpeg in jpegs.values()],
                 "truth": json.dumps(recipe.truth, ensure_ascii=False),
-            }
-        )
-        given.setdefault(split, []).append(
-            {
                 "description": recipe.description,
                 "segment_root": str(recipe.segment_root or ""),
                 "segments": [str(recipe.segments[i]) for i in jpegs] if recipe.segments else [],
             }
         )
-    strings = pa.list_(pa.string())
-    types = [pa.string(), pa.string(), strings, strings, strings, pa.list_(pa.int64()), pa.string()]
     for split, split_rows in rows.items():
-        schema = pa.schema(list(zip(split_rows[0], types, strict=True)))
-        table = pa.table({name: [row[name] for row in split_rows] for name in split_rows[0]}, schema=schema)
         record["recipes"][split] = len(split_rows)
-        name = f"{split}/{number:05d}"
-        record["files"][f"{name}.recipes.parquet"] = save(folder / f"{name}.recipes.parquet", parquet(table))
-        if any(row["description"] or row["segments"] for row in given[split]):
-            table = pa.Table.from_pylist(given[split], GIVEN)
-            record["files"][f"{name}.given.parquet"] = save(folder / f"{name}.given.parquet", parquet(table))
+        files = {"recipes.parquet": parquet(pa.Table.from_pylist(split_rows, RECIPES))}
+        if any(row["description"] or row["segments"] for row in split_rows):
+            files["given.parquet"] = parquet(pa.Table.from_pylist(split_rows, GIVEN))
         if photos[split]:
-            record["files"][f"{name}.jpegs"] = save(folder / f"{name}.jpegs", b"".join(photos[split]))
+            files["jpegs"] = b"".join(photos[split])
+        for name, data in files.items():
+            name = f"{split}/{number:05d}.{name}"
+            record["files"][name] = save(folder / name, data)
     atomic_write_text(path, json.dumps(record))
     return record
 
@@ -299,7 +290,7 @@ def _count(folder: Path, number: int, classes: IngredientClasses | None) -> tupl
     words, recipes_with = Counter(), Counter()
     path = folder / "train" / f"{number:05d}.recipes.parquet"
     if path.is_file():
-        table = pq.read_table(path, columns=["title", "ingredients", "instructions", "names"])
+        table = pq.read_table(path, columns=TEXT)
         texts = (table["title"], *(pa.compute.list_flatten(table[name]) for name in ("ingredients", "instructions")))
         for column in texts:
             for text in column.to_pylist():
@@ -329,10 +320,7 @@ def _write_tokens(folder: Path, number: int, tokenizer: str, classes: Ingredient
     for split in json.loads(recipes.read_text("utf-8"))["recipes"]:
         words: list[int] = []
         sentence_start, recipe_start, lines, labels, positions, label_start = [0], [0], [], [], [], [0]
-        table = pq.read_table(
-            folder / split / f"{number:05d}.recipes.parquet",
-            columns=["title", "ingredients", "instructions", "names"],
-        )
+        table = pq.read_table(folder / split / f"{number:05d}.recipes.parquet", columns=TEXT)
         for title, ingredients, steps, names in zip(*(column.to_pylist() for column in table), strict=True):
             kept = [i for i, line in enumerate(ingredients) if line.split()][: config.max_sentences]
             fields = sentences(title, ingredients, steps, config)

@@ -20,6 +20,7 @@ GREY = (122, 116, 104)  # CLIP's mean colour: where a crop is empty, the frozen 
 WORK = (
     64  # shorter side, pixels, at which parts are sought and judged: enough for parts of a dish, and 16 times as fast
 )
+GRID = 16  # cells per side of the mask of all parts
 CONTRAST = 5.0  # CIELAB; a region closer to the colours at the photo's edge is no part (a table, a blank photo)
 FAINT = 0.2  # of the best segment's score: what the rule puts below is a rim or a piece of the table
 SAME = 0.7  # intersection over union from which two masks are one part
@@ -62,6 +63,15 @@ def cut(pixels: np.ndarray, segment: Segment, size: int) -> np.ndarray:
     part, mask = square[y : y + bottom - top, x : x + right - left], segment.mask[top:bottom, left:right]
     part[mask] = pixels[top:bottom, left:right][mask]
     return np.asarray(Image.fromarray(square).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def foreground(segments: Sequence[Segment]) -> bytes:
+    """Where the segments of a photo lie together: a GRID x GRID mask over the photo, bit by bit; b"" without any."""
+    if not segments:
+        return b""
+    together = np.logical_or.reduce([segment.mask for segment in segments])
+    small = Image.fromarray(together.astype(np.uint8) * 255).resize((GRID, GRID), Image.Resampling.BOX)
+    return np.packbits(np.asarray(small) > 63).tobytes()  # a cell counts where a quarter of it is dish
 
 
 def superpixel_segments(

@@ -134,12 +134,7 @@ class Split:
     def description_tokens(self, rows: np.ndarray) -> np.ndarray:
         """(rows, L) int64 ids of CLIP, padded with 0."""
         values, start = self._description_ids
-        length = np.diff(start)[rows]
-        column = np.arange(length.max())
-        inside = column < length[:, None]
-        out = np.zeros(inside.shape, np.int64)
-        out[inside] = values[(start[rows][:, None] + column)[inside]]
-        return out
+        return padded(values, start[rows], np.diff(start)[rows], 0)
 
     def segments(self, row: int, which: int = 0) -> list[bytes]:
         """JPEG bytes of the segments of one of the recipe's photos, best first; there may be none."""
@@ -152,12 +147,34 @@ class Split:
         """(photos,) segments of each photo."""
         return np.diff(self._segment_start)
 
+    @cached_property
+    def foreground(self) -> np.ndarray | None:
+        """(photos, bytes) uint8: where the parts of each photo lie, bits of a square mask; None without parts."""
+        if "segments" not in self.extras:
+            return None
+        masks = self._table("foreground", "segments").to_pylist()
+        cells = max(map(len, masks), default=0)
+        return np.frombuffer(b"".join(mask.ljust(cells, b"\0") for mask in masks), np.uint8).reshape(len(masks), cells)
+
     def label_matrix(self, rows: np.ndarray | None = None) -> np.ndarray:
         """(rows, K) bool: which ingredient classes each recipe holds."""
         rows = np.arange(len(self)) if rows is None else rows
         matrix = np.zeros((len(rows), self.num_classes), bool)
         for i, row in enumerate(rows):
             matrix[i, self.labels[self.label_start[row] : self.label_start[row + 1]]] = True
+        return matrix
+
+    @property
+    def knows_visible(self) -> bool:
+        """Whether it is known which ingredients show in each photo: the kitchen knows."""
+        return bool(len(self)) and "visible" in self.truth[0]
+
+    def visible_matrix(self, rows: np.ndarray) -> np.ndarray:
+        """(rows, K) bool: those of the labels whose ingredient shows in the photo."""
+        matrix = np.zeros((len(rows), self.num_classes), bool)
+        for i, row in enumerate(rows):
+            own = slice(self.label_start[row], self.label_start[row + 1])
+            matrix[i, self.labels[own]] = np.array(self.truth[row]["visible"])[self.positions[own]]
         return matrix
 
     def _column(self, name: str, kind: str = "recipes") -> list:
@@ -221,6 +238,15 @@ class Split:
 def _flat(array: pa.Array) -> np.ndarray:
     """Numbers where they lie. `to_numpy`, like `read_table`, would import pandas, for which a search has to wait."""
     return np.from_dlpack(array)
+
+
+def padded(values: np.ndarray, start: np.ndarray, length: np.ndarray, fill: int) -> np.ndarray:
+    """(rows, L) int64: of a flat array what begins at start (rows,), length (rows,) of it, then `fill`."""
+    column = np.arange(length.max())
+    inside = column < length[:, None]
+    out = np.full(inside.shape, fill, np.int64)
+    out[inside] = values[(start[:, None] + column)[inside]]
+    return out
 
 
 def _list(column: pa.ChunkedArray) -> pa.ListArray:

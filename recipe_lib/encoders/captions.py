@@ -1,4 +1,4 @@
-"""CLIP as it is, without adapters, heads or transformers over sentences (Radford et al., arXiv:2103.00020)."""
+"""CLIP without heads or transformers over sentences (Radford et al., arXiv:2103.00020)."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from recipe_lib.encoders.recipe import HierarchicalEncoder, RecipeFeatures
 
 
 class CLIPImageEncoder(nn.Module):
-    """The interface of `ImageEncoder` over an image tower, which becomes a part of this module.
+    """Photo -> CLIP: the interface of `ImageEncoder` over an image tower, with or without adapters.
+
+    Args:
+        tower: becomes a part of this module.
+        width, reduction: of the adapters; both 0 for none.
 
     Shape:
         images (B, 3, S, S) uint8 -> `features` (B, 1 + N, C) -> `embed` (B, E) or `feature_map` (B, C, h, w).
     """
 
-    def __init__(self, tower: ImageTower):
+    def __init__(self, tower: ImageTower, *, width: int = 0, reduction: int = 0):
         super().__init__()
-        self.tower = tower
-
-    @property
-    def channels(self) -> int:
-        """C, channels of the feature map."""
-        return self.tower.width
+        self.tower, self.adapters = tower, tower.adapters(width, reduction)
+        self.channels = tower.width  # C
 
     def features(self, images: Tensor) -> Tensor:
         """Tokens after the last block, the class token first."""
-        return self.tower(images)
+        return self.tower(images, self.adapters)
 
     def embed(self, features: Tensor) -> Tensor:
         """(B, E) in CLIP's joint space."""
@@ -55,13 +55,8 @@ class CaptionEncoder(nn.Module):
 
     def __init__(self, tower: TextTower):
         super().__init__()
-        self.tower = tower
+        self.tower, self.dim = tower, tower.dim
         (self.comma,) = clip_ids(",", 3)[1:-1]
-
-    @property
-    def dim(self) -> int:
-        """E, width of a sentence vector."""
-        return self.tower.dim
 
     def encode_sentences(self, component: str, tokens: Tensor) -> Tensor:
         """Token ids (U, L) -> sentence vectors (U, E), whatever the component. The dictionary is made from these."""
@@ -95,12 +90,7 @@ class ZeroShotEncoder(HierarchicalEncoder):
 
     def __init__(self, tower: TextTower):
         super().__init__()
-        self.tower = tower
-
-    @property
-    def dim(self) -> int:
-        """E, width of a sentence vector."""
-        return self.tower.dim
+        self.tower, self.dim = tower, tower.dim
 
     def encode_sentences(self, component: str, tokens: Tensor) -> Tensor:
         return self.tower(tokens)

@@ -1,38 +1,17 @@
 """The encoders of DAR (Song et al., arXiv:2312.04763): shared CLIP towers, an adapter set for each encoder.
 
 Photos, descriptions and segments are what CLIP gives (Eqs. 4 and 5); only the recipe side ends in FC -> tanh. So the
-joint space is CLIP's own, D = E. The image tower belongs to `DARImageEncoder` and the text tower to `DARRecipeEncoder`;
-the other two only refer to them, so that a system's state holds each tower once, and moves and freezes it once.
+joint space is CLIP's own, D = E. The towers belong to `CLIPImageEncoder` and to `DARRecipeEncoder`; the other two only
+refer to them, so that a system's state holds each tower once, and moves and freezes it once.
 """
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from recipe_lib.encoders.captions import CLIPImageEncoder
 from recipe_lib.encoders.clip import ImageTower, TextTower
 from recipe_lib.encoders.packed import MaskedTransformer
 from recipe_lib.encoders.recipe import COMPONENTS, HierarchicalEncoder
-
-
-class DARImageEncoder(CLIPImageEncoder):
-    """Photo -> CLIP with adapters. The interface of `ImageEncoder`.
-
-    Args:
-        tower: becomes a part of this module.
-        width, reduction: of the adapters; both 0 for none.
-
-    Shape:
-        images (B, 3, S, S) uint8 -> `features` (B, 1 + N, C) -> `embed` (B, E) or `feature_map` (B, C, h, w).
-    """
-
-    def __init__(self, tower: ImageTower, *, width: int = 64, reduction: int = 0):
-        super().__init__(tower)
-        self.adapters = tower.adapters(width, reduction)
-
-    def features(self, images: Tensor) -> Tensor:
-        """Tokens after the last block, the class token first."""
-        return self.tower(images, self.adapters)
 
 
 class DARRecipeEncoder(HierarchicalEncoder):
@@ -53,15 +32,10 @@ class DARRecipeEncoder(HierarchicalEncoder):
 
     def __init__(self, tower: TextTower, *, width: int = 64, reduction: int = 0, **transformer: float):
         super().__init__()
-        self.tower = tower
+        self.tower, self.dim = tower, tower.dim
         self.adapters = nn.ModuleDict({name: tower.adapters(width, reduction) for name in COMPONENTS})
         self.sentences = nn.ModuleDict({name: MaskedTransformer(tower.dim, **transformer) for name in COMPONENTS[1:]})
         self.fc = nn.Linear(3 * tower.dim, tower.dim)
-
-    @property
-    def dim(self) -> int:
-        """E, width of a component and of the joint space."""
-        return self.tower.dim
 
     def encode_sentences(self, component: str, tokens: Tensor) -> Tensor:
         return self.tower(tokens, self.adapters[component])

@@ -47,6 +47,7 @@ class ImageEncoder(nn.Module):
     ):
         super().__init__()
         self.backbone = _create(model, pretrained, model_args).to(memory_format=torch.channels_last)
+        self.channels = self.backbone.num_features  # C, of the feature map
         self.frozen = tuple(frozen)
         for part in _parts(self.backbone, self.frozen):
             part.requires_grad_(False)
@@ -66,11 +67,6 @@ class ImageEncoder(nn.Module):
             if isinstance(part, nn.Module):
                 part.eval()
         return self
-
-    @property
-    def channels(self) -> int:
-        """C, channels of the feature map."""
-        return self.backbone.num_features
 
     def features(self, images: Tensor) -> Tensor:
         """Unpooled features: maps (B, C, h, w) of a CNN, tokens (B, N, C) of a transformer."""

@@ -83,15 +83,11 @@ class RecipeEncoder(HierarchicalEncoder):
 
     def __init__(self, vocabulary: int, embed_dim: int, *, dim: int = 512, **transformer: float):
         super().__init__()
+        self.dim = dim
         self.word = nn.Embedding(vocabulary, dim, padding_idx=PAD)  # N(0, 1), as in the released code
         self.words = nn.ModuleDict({name: MaskedTransformer(dim, **transformer) for name in COMPONENTS})
         self.sentences = nn.ModuleDict({name: MaskedTransformer(dim, **transformer) for name in COMPONENTS[1:]})
         self.fc = nn.Linear(3 * dim, embed_dim)
-
-    @property
-    def dim(self) -> int:
-        """E, width of a component."""
-        return self.word.embedding_dim
 
     def encode_sentences(self, component: str, tokens: Tensor) -> Tensor:
         return self.words[component].gather(self.word.weight, tokens, tokens != PAD)

@@ -21,6 +21,9 @@ COLOURS = {
     "classifier_only": "#55a868",
     "debiased": "#c44e52",
     "oracle": "#ccb974",
+    "context_swap": "#64b5cd",
+    "swap_hard": "#dd8452",
+    "swap_hard_visible": "#937860",
 }
 
 
@@ -70,11 +73,12 @@ def recall_bars(ax: Axes, table: pd.DataFrame) -> None:
 STANDINGS = {"above": "#0072b2", "below": "#d55e00", "not apart from": "#8c8c8c"}
 
 
-def forest(ax: Axes, comparisons: Sequence[dict]) -> None:
+def forest(ax: Axes, comparisons: Sequence[dict], label: str = "{a} - {b}, {split}") -> None:
     """Paired differences of two variants with 95 % intervals, a row each, the zero line, coloured by what they show.
 
     Args:
-        comparisons: as `study_comparisons` gives them, of one direction; a variant against itself is left out.
+        comparisons: as `compare` gives them, of one direction; a variant against itself is left out.
+        label: of a row, with its values by name.
     """
     rows = [row for row in comparisons if row["a"] != row["b"]]
     heights = np.arange(len(rows))[::-1]
@@ -85,11 +89,40 @@ def forest(ax: Axes, comparisons: Sequence[dict]) -> None:
             error = np.abs([value - low, high - value])
             ax.errorbar(value, y, xerr=error, fmt="o", ms=4, lw=1.5, color=colour, label=word.removesuffix(" from"))
     ax.axvline(0, color="#1a1a1a", lw=0.8)
-    ax.set_yticks(heights, [f"{row['a']} - {row['b']}, {row['split']}" for row in rows], fontsize=7)
+    ax.set_yticks(heights, [label.format_map(row) for row in rows], fontsize=7)
     ax.set_ylim(-0.6, len(rows) - 0.4)
     ax.grid(axis="x", alpha=0.3)
     ax.set(title=rows[0]["direction"], xlabel="difference of R@1")
     ax.legend(fontsize=7, loc="best")
+
+
+def frontier(ax: Axes, table: pd.DataFrame, x: str, y: str) -> None:
+    """Recall on one split against another's, a named point per variant: columns variant, split, value, low, high."""
+    sides = [table[table["split"] == split].set_index("variant") for split in (x, y)]
+    for i, variant in enumerate(sides[0].index):
+        (a, b) = (side.loc[variant] for side in sides)
+        error = [np.abs([[side["value"] - side["low"]], [side["high"] - side["value"]]]) for side in (a, b)]
+        ax.errorbar(
+            a["value"], b["value"], xerr=error[0], yerr=error[1], fmt="o", ms=5, lw=1, alpha=0.8, color=_colour(variant)
+        )
+        # At three heights: systems that score alike would hide each other's names.
+        below = (5, 4 - 9 * (i % 3))
+        ax.annotate(
+            variant, (a["value"], b["value"]), below, textcoords="offset points", fontsize=7, color=_colour(variant)
+        )
+    ax.set(xlabel=f"R@1, {x}", ylabel=f"R@1, {y}")
+    ax.grid(alpha=0.3)
+
+
+def dots(ax: Axes, table: pd.DataFrame, chance: float | None = None) -> None:
+    """One measure, a dot with its interval per variant, and where chance lies: variant, value, low, high."""
+    y = np.arange(len(table))[::-1]
+    error = np.abs(table[["low", "high"]].to_numpy().T - table["value"].to_numpy())
+    ax.errorbar(table["value"], y, xerr=error, fmt="o", ms=4, lw=1.2, color="#4c72b0")
+    ax.set_yticks(y, table["variant"], fontsize=7)
+    if chance is not None:
+        ax.axvline(chance, color="#8c8c8c", ls="--", lw=0.8)
+    ax.grid(axis="x", alpha=0.3)
 
 
 def fall(ax: Axes, table: pd.DataFrame, splits: Sequence[str]) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from recipe_lib import devices
 from recipe_lib.causal.adjustment import corrupt_labels, ingredient_weights, permute_rows
 from recipe_lib.data.loading import InOrder, Sentences, StudyDataset, loader, recipe_batch
-from recipe_lib.data.store import Split, study_store
+from recipe_lib.data.store import Split, padded, study_store
 from recipe_lib.data.text import PAD
 from recipe_lib.losses import posterior
 from recipe_lib.paths import atomic_write_text, study_dir
@@ -28,19 +28,7 @@ from recipe_lib.systems.base import System
 from recipe_lib.systems.saving import load_system
 from recipe_lib.training.segment_features import load_features, segment_features
 
-COLUMNS = [
-    "system",
-    "variant",
-    "seed",
-    "split",
-    "direction",
-    "candidates",
-    "medr",
-    "recall_1",
-    "recall_5",
-    "recall_10",
-    "ties",
-]
+COLUMNS = "system variant seed split direction candidates medr recall_1 recall_5 recall_10 ties".split()
 BATCH_TOKENS = 1 << 14  # of sentences that are encoded together
 CORRUPTION = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9)
 
@@ -51,7 +39,7 @@ class Encoded:
 
     Shape:
         embedding, z, recipes (N, D); labels (N, K); logits (N, K), descriptions and segments (N, D), each None where
-        the system has no such part.
+        the system has no such part; visible (N, K), the labels that show in the photo, None where nobody knows.
     """
 
     embedding: Tensor
@@ -61,6 +49,7 @@ class Encoded:
     logits: Tensor | None
     descriptions: Tensor | None = None
     segments: Tensor | None = None
+    visible: Tensor | None = None
 
 
 @torch.inference_mode()
@@ -81,13 +70,14 @@ def encode(
     device = devices.device()
     system = system.eval().to(device)
     parts = []
-    for batch in loader(StudyDataset(split, crop), InOrder(len(split), batch_size), workers):
+    for batch in loader(StudyDataset(split, crop, visible=True), InOrder(len(split), batch_size), workers):
         image = system.encode_images(batch.to(device))
-        parts.append([image.embedding, image.z, batch.labels, image.logits])
-    embedding, z, labels, logits = (
+        parts.append([image.embedding, image.z, batch.labels, image.logits, batch.visible])
+    embedding, z, labels, logits, visible = (
         None if column[0] is None else torch.cat([x.cpu() for x in column]) for column in zip(*parts, strict=True)
     )
-    encoded = Encoded(embedding, z, encode_recipes(system, split), labels, logits)
+    recipes = system.adjusted_recipes(encode_recipes(system, split).to(device), labels.to(device)).cpu()
+    encoded = Encoded(embedding, z, recipes, labels, logits, visible=visible)
     batches = np.array_split(np.arange(len(split)), -(-len(split) // batch_size))
     if "descriptions" in system.reads:
         tokens = (torch.from_numpy(split.description_tokens(rows)).to(device) for rows in batches)
@@ -195,12 +185,8 @@ def distinct_sentences(
     start, length = split.sentence_start[one], np.diff(split.sentence_start)[one]
     order = np.argsort(length, kind="stable")
     cuts = np.flatnonzero(np.diff(np.cumsum(length[order]) // batch_tokens)) + 1
-    batches = []
-    for rows in np.split(order, cuts):
-        column = np.arange(length[rows[-1]])
-        inside = column < length[rows, None]
-        words = split.words[np.where(inside, start[rows, None] + column, 0)]
-        batches.append(torch.from_numpy(np.where(inside, words, PAD)).long())
+    parts = np.split(order, cuts)
+    batches = [torch.from_numpy(padded(split.words, start[rows], length[rows], PAD)) for rows in parts]
     return batches, np.argsort(order)[which]
 
 
@@ -210,12 +196,12 @@ def test_time_embeddings(variant: str, system: System, encoded: Encoded, seed: i
 
     `variant@control` changes the trained variant at test time alone: `no_z` removes the term, `soft` drops the
     threshold, `true_labels` tells the ingredients; the oracle's labels are permuted over the recipes, corrupted at a
-    rising rate, or left alone without the photo.
+    rising rate, left alone without the photo, or only those that show in it (`visible`, where that is known).
     """
     system = system.cpu()
     out = {variant: encoded.embedding + encoded.z}
     attached = system.config.debiasing
-    if not attached.weights:
+    if not attached.weights or attached.sides == "text":
         return out
     generator = torch.Generator().manual_seed(seed)
 
@@ -235,6 +221,8 @@ def test_time_embeddings(variant: str, system: System, encoded: Encoded, seed: i
         for rate in CORRUPTION:
             labels = corrupt_labels(encoded.labels, rate, generator)
             out[f"{variant}@corrupted_{rate}"] = encoded.embedding + told(labels)
+        if encoded.visible is not None:
+            out[f"{variant}@visible"] = encoded.embedding + told(encoded.visible)
     return out
 
 
@@ -269,7 +257,7 @@ def classifier_metrics(logits: Tensor, labels: Tensor, gamma_neg: float, gamma_p
     are over the others. A class that is never named has precision 0.
 
     Returns:
-        A row a reading of the probability: the figures above and macro_average_precision, the mean over classes.
+        A row per reading of the probability: the figures above and macro_average_precision, the mean over classes.
     """
     truth = labels.numpy() > 0
     truth, scores = truth[:, truth.any(0)], logits.numpy()[:, truth.any(0)]
@@ -290,6 +278,20 @@ def classifier_metrics(logits: Tensor, labels: Tensor, gamma_neg: float, gamma_p
         row["macro_f1_of_means"] = 2 * row["macro_precision"] * row["macro_recall"] / both if both else 0.0
         rows.append({key: value if isinstance(value, str) else float(value) for key, value in (row | ranked).items()})
     return pd.DataFrame(rows)
+
+
+def told_classes(system: System, split: Split, *, crop: int) -> Tensor:
+    """(K,) how well each class is told from photos: average precision, brought to 0 for chance, 1 for all.
+
+    Where nobody knows what shows in a photo, this stands for it. Classes without a positive in the split have 0.
+    """
+    encoded = encode(system, split, crop=crop)
+    share = (encoded.labels > 0).double().mean(0)
+    precision = [
+        average_precision_score(encoded.labels[:, k] > 0, encoded.logits[:, k]) if share[k] else 0.0
+        for k in range(len(share))
+    ]
+    return ((torch.tensor(precision) - share) / (1 - share).clamp(min=1e-6)).clamp(0, 1).float()
 
 
 def near_duplicate_pairs(ids: Sequence[str], near_duplicates: Sequence[str]) -> np.ndarray:

@@ -6,6 +6,7 @@ of the photo's side; x points right, y down, and light comes from the top left.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -24,24 +25,6 @@ TABLES = {  # style: (ground colours, plate, rim)
 }
 STYLES = tuple(TABLES)
 VESSELS = ("plate", "bowl", "dish")
-DISHES = {  # dish: (vessel, sauce colour, where the pieces lie: anchors, spread x, spread y)
-    "soup": ("bowl", "c8842c", [(0, 0)], 0.62, 0.62),
-    "curry": ("bowl", "dd961c", [(0, 0)], 0.62, 0.62),
-    "salad": ("plate", "f3ead0", [(0, 0)], 0.66, 0.66),
-    "pasta": ("plate", "c63a1f", [(0, 0)], 0.52, 0.52),
-    "pizza": ("plate", "f8e09c", [(0, 0)], 0.66, 0.66),
-    "tacos": ("plate", "fdf6ea", [(-0.54, 0), (0, 0), (0.54, 0)], 0.09, 0.5),
-    "stir-fry": ("plate", "5c2e12", [(0, 0)], 0.58, 0.58),
-    "rice bowl": ("bowl", "6d3616", [(0.3, 0)], 0.4, 0.66),
-    "stew": ("bowl", "7d3417", [(0, 0)], 0.62, 0.62),
-    "sandwich": ("plate", "f3dc8c", [(-0.41, 0), (0.41, 0)], 0.24, 0.36),
-    "omelette": ("plate", "fbdc74", [(0, 0.12)], 0.55, 0.24),
-    "noodle bowl": ("bowl", "b98344", [(-0.1, -0.2)], 0.56, 0.42),
-    "skewers": ("plate", "85451a", [(0, -0.44), (0, 0), (0, 0.44)], 0.74, 0.0),
-    "gratin": ("dish", "dba03c", [(0, 0)], 0.62, 0.62),
-    "pancakes": ("plate", "9a5717", [(0, 0)], 0.44, 0.44),
-    "sushi": ("plate", "f6b26c", [(i * 0.5, j * 0.5) for i in (-1, 0, 1) for j in (-1, 0, 1)], 0.05, 0.05),
-}
 SAUCE = "sauce"  # the form that hides others
 
 
@@ -123,21 +106,12 @@ SHAPES = {
     "disc": (88, 7, lambda u, v, w: (_blob(u, v, w, 0.02), (np.hypot(u, v) > 0.8) + 0.4 * (np.hypot(u, v) < 0.3))),
     "wedge": (100, 6, _half),
     "cube": (74, 8, lambda u, v, w: (_blob(u, v, w, 0.03, 0.8, 0.8, 7), 0.65 * ((u > 0.42) | (v > 0.5)))),
-    "chunk": (
-        96,
-        6,
-        lambda u, v, w: (_blob(u, v, w, 0.13, 1, 0.85), 0.7 * (np.sin(4 * u + 6 * w[5]) * np.sin(4 * v) > 0.3)),
-    ),
-    "fillet": (
-        120,
-        4,
-        lambda u, v, w: (_blob(u, v, w, 0.03, 1, 0.62, 3.5), 0.8 * (np.sin(11 * u + 5 * np.abs(v)) > 0.6)),
-    ),
-    "slab": (
-        92,
-        5,
-        lambda u, v, w: (_blob(u, v, w, 0.02, 0.9, 0.66, 8), 0.7 * ((np.abs(u) > 0.7) | (np.abs(v) > 0.5))),
-    ),
+    "chunk": (96, 6,
+        lambda u, v, w: (_blob(u, v, w, 0.13, 1, 0.85), 0.7 * (np.sin(4 * u + 6 * w[5]) * np.sin(4 * v) > 0.3))),
+    "fillet": (120, 4,
+        lambda u, v, w: (_blob(u, v, w, 0.03, 1, 0.62, 3.5), 0.8 * (np.sin(11 * u + 5 * np.abs(v)) > 0.6))),
+    "slab": (92, 5,
+        lambda u, v, w: (_blob(u, v, w, 0.02, 0.9, 0.66, 8), 0.7 * ((np.abs(u) > 0.7) | (np.abs(v) > 0.5)))),
     "ball": (60, 9, lambda u, v, w: (_blob(u, v, w, 0.02), 0.55 * (np.hypot(u - 0.25, v - 0.2) < 0.4))),
     "strip": (105, 8, lambda u, v, w: (_bar(u, v, 0.75, 0.24, 0.3 * w[0]), 0.75 * (v > 0.06))),
     "capsule": (92, 6, lambda u, v, w: (_bar(u, v, 0.55, 0.42), 0.7 * (np.abs(np.sin(5 * u + 3 * v)) > 0.85))),
@@ -149,29 +123,20 @@ SHAPES = {
     "egg": (105, 3, lambda u, v, w: (_blob(u, v, w, 0.02, 1, 0.82), np.hypot(u - 0.08, v) < 0.46)),
     "mushroom": (98, 6, _mushroom),
     "pod": (120, 9, lambda u, v, w: (_bar(u, v, 0.86, 0.13, 0.4 * w[0]), 0.7 * (np.sin(14 * u) > 0.6))),
-    "sprout": (
-        110,
-        10,
-        lambda u, v, w: (np.maximum(_bar(u, v, 0.8, 0.1, 0.7), 0.2 - np.hypot(u - 0.8, v + 0.2)), u > 0.7),
-    ),
+    "sprout": (110, 10,
+        lambda u, v, w: (np.maximum(_bar(u, v, 0.8, 0.1, 0.7), 0.2 - np.hypot(u - 0.8, v + 0.2)), u > 0.7)),
     "wavy": (120, 5, _wavy),
     "shreds": (95, 6, lambda u, v, w: _many(u, v, w, 8, 0.5, 0.09)),
     "kernels": (92, 6, lambda u, v, w: _many(u, v, w, 9, 0.06, 0.2)),
     "flecks": (100, 6, lambda u, v, w: _many(u, v, w, 6, 0.08, 0.16)),
     "flake": (66, 6, lambda u, v, w: (_blob(u, v, w, 0.08, 0.95, 0.6), 0.8 * (v > 0.1))),
     "shell": (105, 5, lambda u, v, w: (_blob(u, v, w, 0.02, 1, 0.66, 2.2), np.hypot(u / 0.62, v / 0.36) < 1)),
-    "dollop": (
-        105,
-        4,
-        lambda u, v, w: (_blob(u, v, w, 0.08), 0.6 * (np.sin(9 * np.hypot(u, v) + np.arctan2(v, u)) > 0.5)),
-    ),
-    "bulb": (
-        118,
-        4,
-        lambda u, v, w: (0.52 * (1 - u * u) + 0.1 - np.abs(v), np.where(u < 0, 1, 0.4 * (np.abs(v) < 0.08))),
-    ),
+    "dollop": (105, 4,
+        lambda u, v, w: (_blob(u, v, w, 0.08), 0.6 * (np.sin(9 * np.hypot(u, v) + np.arctan2(v, u)) > 0.5))),
+    "bulb": (118, 4,
+        lambda u, v, w: (0.52 * (1 - u * u) + 0.1 - np.abs(v), np.where(u < 0, 1, 0.4 * (np.abs(v) < 0.08)))),
     SAUCE: (105, 0, lambda u, v, w: (_blob(u, v, w[5:], 0.09, 1.05, 0.8), 0 * u)),
-}
+}  # fmt: skip
 FORMS = tuple(SHAPES)
 RADIUS = np.float32([radius for radius, *_ in SHAPES.values()]) / 1000
 PIECES = np.array([pieces for _, pieces, _ in SHAPES.values()])
@@ -186,14 +151,6 @@ def _mottle(x, y, w, frequency):
     return total / 2.4
 
 
-def _strands(x, y, w, count):
-    """Tangled noodles: light, 0.7 in the gaps to 1 on a strand."""
-    r = np.hypot(x, y) + 0.12 * _mottle(x, y, w, 3.5)
-    other = x * np.cos(w[0] * 6) + y * np.sin(w[0] * 6) + 0.15 * _mottle(x, y, w[::-1], 4)
-    wave = np.where(_mottle(x, y, w[::-1], 2.2) > 0.2, np.sin(count * other), np.sin(count * r))
-    return 0.86 + 0.14 * np.clip(1.6 * wave, -1, 1)
-
-
 def _layers(*layers):
     """(where, colour, light) triples, each painted over those before -> opacity (h, w), colour (h, w, 3)."""
     opacity, colour = np.zeros(layers[0][0].shape, np.float32), 0.0
@@ -204,10 +161,22 @@ def _layers(*layers):
     return opacity, colour
 
 
+class Dish(NamedTuple):
+    """What makes a dish, and where its pieces lie."""
+
+    vessel: str
+    sauce: str  # its colour
+    cooking: str  # how it may be cooked, keys of model.COOKED
+    base: Callable  # what its pieces lie on
+    anchors: list[tuple[float, float]]
+    spread_x: float
+    spread_y: float
+
+
 class _Ground(NamedTuple):
     """The middle of a vessel, (h, w) all, and what the bases of dishes are made of."""
 
-    dish: str
+    dish: Dish
     x: np.ndarray  # dish coordinates
     y: np.ndarray
     w: np.ndarray  # (12,) random numbers in [0, 1)
@@ -223,18 +192,23 @@ class _Ground(NamedTuple):
     @property
     def sauce(self) -> np.ndarray:
         """The dish's colour of sauce, (3,)."""
-        return rgb(DISHES[self.dish][1])
+        return rgb(self.dish.sauce)
 
     def mottle(self, frequency: float) -> np.ndarray:
         return _mottle(self.x, self.y, self.w, frequency)
 
     def strands(self, count: int) -> np.ndarray:
-        return _strands(self.x, self.y, self.w, count)
+        """Tangled noodles: light, 0.7 in the gaps to 1 on a strand."""
+        x, y, w = self.x, self.y, self.w
+        r = self.r + 0.12 * _mottle(x, y, w, 3.5)
+        other = x * np.cos(w[0] * 6) + y * np.sin(w[0] * 6) + 0.15 * _mottle(x, y, w[::-1], 4)
+        wave = np.where(_mottle(x, y, w[::-1], 2.2) > 0.2, np.sin(count * other), np.sin(count * r))
+        return 0.86 + 0.14 * np.clip(1.6 * wave, -1, 1)
 
     def near(self, long: float, wide: float, power: float = 2.0) -> np.ndarray:
         """Distance to the dish's nearest anchor, 1 on the edge of a long x wide shape around it."""
         each = [
-            np.abs((self.x - a) / long) ** power + np.abs((self.y - b) / wide) ** power for a, b in DISHES[self.dish][2]
+            np.abs((self.x - a) / long) ** power + np.abs((self.y - b) / wide) ** power for a, b in self.dish.anchors
         ]
         return np.min(each, 0) ** (1 / power)
 
@@ -325,73 +299,68 @@ def _puddle(g: _Ground):
     return _layers((g.ragged + 0.1 * g.slow < 0.68, g.sauce, 0.9 + 0.1 * g.slow))
 
 
-BASES = {  # dish: what its pieces lie on
-    "soup": _liquid,
-    "curry": _liquid,
-    "salad": _leaves,
-    "pasta": _spaghetti,
-    "pizza": _crust_tomato_and_cheese,
-    "tacos": _taco_shells,
-    "stir-fry": _puddle,
-    "rice bowl": _rice,
-    "stew": _liquid,
-    "sandwich": _bread,
-    "omelette": _folded_egg,
-    "noodle bowl": _noodles_in_broth,
-    "skewers": _sticks,
-    "gratin": _browned_cheese,
-    "pancakes": _two_pancakes,
-    "sushi": _rolls,
+NINE = [(i * 0.5, j * 0.5) for i in (-1, 0, 1) for j in (-1, 0, 1)]
+DISHES = {
+    "soup": Dish("bowl", "c8842c", "boiled roasted", _liquid, [(0, 0)], 0.62, 0.62),
+    "curry": Dish("bowl", "dd961c", "fried boiled roasted", _liquid, [(0, 0)], 0.62, 0.62),
+    "salad": Dish("plate", "f3ead0", "raw grilled roasted", _leaves, [(0, 0)], 0.66, 0.66),
+    "pasta": Dish("plate", "c63a1f", "fried roasted boiled", _spaghetti, [(0, 0)], 0.52, 0.52),
+    "pizza": Dish("plate", "f8e09c", "roasted grilled", _crust_tomato_and_cheese, [(0, 0)], 0.66, 0.66),
+    "tacos": Dish("plate", "fdf6ea", "grilled fried", _taco_shells, [(-0.54, 0), (0, 0), (0.54, 0)], 0.09, 0.5),
+    "stir-fry": Dish("plate", "5c2e12", "fried steamed", _puddle, [(0, 0)], 0.58, 0.58),
+    "rice bowl": Dish("bowl", "6d3616", "steamed fried grilled raw", _rice, [(0.3, 0)], 0.4, 0.66),
+    "stew": Dish("bowl", "7d3417", "boiled roasted", _liquid, [(0, 0)], 0.62, 0.62),
+    "sandwich": Dish("plate", "f3dc8c", "raw grilled fried", _bread, [(-0.41, 0), (0.41, 0)], 0.24, 0.36),
+    "omelette": Dish("plate", "fbdc74", "fried steamed", _folded_egg, [(0, 0.12)], 0.55, 0.24),
+    "noodle bowl": Dish("bowl", "b98344", "boiled fried steamed", _noodles_in_broth, [(-0.1, -0.2)], 0.56, 0.42),
+    "skewers": Dish("plate", "85451a", "grilled roasted", _sticks, [(0, -0.44), (0, 0), (0, 0.44)], 0.74, 0.0),
+    "gratin": Dish("dish", "dba03c", "roasted boiled", _browned_cheese, [(0, 0)], 0.62, 0.62),
+    "pancakes": Dish("plate", "9a5717", "fried raw", _two_pancakes, [(0, 0)], 0.44, 0.44),
+    "sushi": Dish("plate", "f6b26c", "raw grilled steamed", _rolls, NINE, 0.05, 0.05),
 }
 
 
 def base(dish: str, x: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Dish coordinates (h, w) -> opacity (h, w) and colour (h, w, 3) of what the pieces lie on."""
     slow, fast = _mottle(x, y, w, 4), _mottle(x, y, w, 13)
-    return BASES[dish](_Ground(dish, x, y, w, np.hypot(x, y), slow, fast))
+    return DISHES[dish].base(_Ground(DISHES[dish], x, y, w, np.hypot(x, y), slow, fast))
 
 
-def table(style: str, x: np.ndarray, y: np.ndarray, w: np.ndarray) -> np.ndarray:
-    """Image shares (h, w) -> colour (h, w, 3) of the table, seen from above."""
-    colours = rgb(TABLES[style][0])
-    first, second = colours[0], colours[1]
+def tables(x: np.ndarray, y: np.ndarray, w: np.ndarray) -> list[np.ndarray]:
+    """Image shares (h, w) -> colour (h, w, 3) of the table of each style, seen from above."""
     slow, fast = _mottle(x, y, w, 9), _mottle(x, y, w, 60)
-
-    def mix(share, light=0.0):
-        share, light = np.float32(share)[..., None], 1 + np.float32(light)[..., None]
-        return (first * (1 - share) + second * share) * light
 
     def wave(t, pace):
         return np.sin(2 * np.pi * pace * t)
 
-    if style == "red gingham":
-        return mix(0.5 * (wave(x, 5) > 0) + 0.5 * (wave(y, 5) > 0), 0.03 * fast)
-    if style == "striped serape":
-        return colours[(np.floor(y * 14 + 0.08 * fast) % 4).astype(int)] * (1 + 0.1 * wave(x, 30))[..., None]
-    if style == "bamboo mat":
-        return mix(0.5 * (np.abs(wave(x, 2)) > 0.985), 0.16 * wave(y, 16) + 0.05 * slow)
-    if style == "marigold cloth":
-        ring = np.hypot((5 * x) % 1 - 0.5, (5 * y) % 1 - 0.5)
-        return mix((ring < 0.14) | (np.abs(ring - 0.32) < 0.06), 0.03 * fast)
-    if style == "banana leaf":
-        return mix(
-            0.9 * (np.abs((x + 0.2) % 0.8 - 0.4) < 0.02) + 0.25 * (wave(y + 0.5 * np.abs(x % 0.8 - 0.4), 12) > 0.4),
-            0.06 * slow,
-        )
-    if style == "navy linen":
-        return mix(1.0 * (wave(x, 4) > 0.72), 0.09 * wave(x, 40) * wave(y, 40))
-    if style == "blue mosaic":
-        a, b = np.floor(9 * x), np.floor(9 * y)
-        joint = ((9 * x) % 1 < 0.1) | ((9 * y) % 1 < 0.1)
-        return np.where(joint[..., None], 190, mix(((7 * a + 3 * b + a * b) % 5) / 4))
-    if style == "oak boards":
-        grain = 0.35 + 0.3 * np.sin(60 * y + 3 * slow + 9 * np.floor(4 * y)) + 0.15 * fast
-        return mix(np.clip(grain, 0, 1), -0.5 * ((4 * y) % 1 < 0.05))
-    if style == "red lacquer":
-        dots = np.hypot((7 * x + 0.5 * np.floor(7 * y)) % 1 - 0.5, (7 * y) % 1 - 0.5) < 0.17
-        return mix(dots, 0.12 * slow)
+    ring = np.hypot((5 * x) % 1 - 0.5, (5 * y) % 1 - 0.5)
+    vein = wave(y + 0.5 * np.abs(x % 0.8 - 0.4), 12)
+    tile = 7 * np.floor(9 * x) + 3 * np.floor(9 * y) + np.floor(9 * x) * np.floor(9 * y)
+    grain = 0.35 + 0.3 * np.sin(60 * y + 3 * slow + 9 * np.floor(4 * y)) + 0.15 * fast
+    dot = np.hypot((7 * x + 0.5 * np.floor(7 * y)) % 1 - 0.5, (7 * y) % 1 - 0.5)
     star = np.maximum(np.abs((4 * x) % 1 - 0.5) + np.abs((4 * y) % 1 - 0.5), 0.1)
-    return mix((np.abs(star - 0.33) < 0.07) | (star > 0.82), 0.05 * fast)
+    patterns = {  # style: (share of the second ground colour, light)
+        "red gingham": (0.5 * (wave(x, 5) > 0) + 0.5 * (wave(y, 5) > 0), 0.03 * fast),
+        "striped serape": (0.0, 0.1 * wave(x, 30)),
+        "bamboo mat": (0.5 * (np.abs(wave(x, 2)) > 0.985), 0.16 * wave(y, 16) + 0.05 * slow),
+        "marigold cloth": ((ring < 0.14) | (np.abs(ring - 0.32) < 0.06), 0.03 * fast),
+        "banana leaf": (0.9 * (np.abs((x + 0.2) % 0.8 - 0.4) < 0.02) + 0.25 * (vein > 0.4), 0.06 * slow),
+        "navy linen": (1.0 * (wave(x, 4) > 0.72), 0.09 * wave(x, 40) * wave(y, 40)),
+        "blue mosaic": ((tile % 5) / 4, 0.0),
+        "oak boards": (np.clip(grain, 0, 1), -0.5 * ((4 * y) % 1 < 0.05)),
+        "red lacquer": (dot < 0.17, 0.12 * slow),
+        "turquoise zellige": ((np.abs(star - 0.33) < 0.07) | (star > 0.82), 0.05 * fast),
+    }
+    drawn = []
+    for style, (ground, *_) in TABLES.items():
+        first, second, *more = rgb(ground)
+        share, light = (np.float32(part)[..., None] for part in patterns[style])
+        if more:  # stripes of all its colours
+            first = rgb(ground)[(np.floor(y * 14 + 0.08 * fast) % 4).astype(int)]
+        drawn.append((first * (1 - share) + second * share) * (1 + light))
+    joint = ((9 * x) % 1 < 0.1) | ((9 * y) % 1 < 0.1)
+    drawn[STYLES.index("blue mosaic")][joint] = 190
+    return drawn
 
 
 def vessel(style: str, kind: str, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -36,24 +36,6 @@ CUISINES = {
     "Chinese": ("stir-fry noodle_bowl", "soup rice_bowl pancakes"),
     "Moroccan": ("stew skewers", "soup salad pancakes rice_bowl"),
 }
-COOKING = {  # how a dish may be cooked
-    "soup": "boiled roasted",
-    "curry": "fried boiled roasted",
-    "salad": "raw grilled roasted",
-    "pasta": "fried roasted boiled",
-    "pizza": "roasted grilled",
-    "tacos": "grilled fried",
-    "stir-fry": "fried steamed",
-    "rice bowl": "steamed fried grilled raw",
-    "stew": "boiled roasted",
-    "sandwich": "raw grilled fried",
-    "omelette": "fried steamed",
-    "noodle bowl": "boiled fried steamed",
-    "skewers": "grilled roasted",
-    "gratin": "roasted boiled",
-    "pancakes": "fried raw",
-    "sushi": "raw grilled steamed",
-}
 COOKED = {  # cooking: (colour that comes in, its share, brightness)
     "raw": ("ffffff", 0.0, 1.0),
     "fried": ("9a5a1c", 0.24, 0.97),
@@ -124,7 +106,7 @@ def _tables() -> dict[str, np.ndarray]:
     for row, (best, good) in zip(known, CUISINES.values(), strict=True):
         row[[dishes.index(d.replace("_", " ")) for d in best.split()]] = 3.2
         row[[dishes.index(d.replace("_", " ")) for d in good.split()]] = 1.8
-    cooking = np.array([[c in COOKING[d].split() for c in COOKED] for d in dishes])
+    cooking = np.array([[c in DISHES[d].cooking.split() for c in COOKED] for d in dishes])
     return {
         "group": np.array([("staple", "salient", "subtle", "invisible").index(item.visibility) for item in items]),
         "rank": np.array([item.rank for item in items]),

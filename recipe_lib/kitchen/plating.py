@@ -24,7 +24,7 @@ from recipe_lib.kitchen.looks import (
     VESSELS,
     base,
     rgb,
-    table,
+    tables,
     vessel,
 )  # fmt: skip
 
@@ -85,11 +85,10 @@ def _places(order: np.ndarray, total: np.ndarray, dish: np.ndarray, turn: np.nda
     Sunflower spirals around the dish's anchors: pieces spread evenly whatever their number, so that what hides them is
     the sauce and their neighbours, not bad luck.
     """
-    layouts = [DISHES[d][2:] for d in DISHES]
-    most = max(len(anchors) for anchors, *_ in layouts)
-    anchors = np.array([(a * most)[:most] for a, *_ in layouts], float)  # (dishes, most, 2), repeated
-    spread = np.array([(x, y) for _, x, y in layouts])[dish][:, None]
-    many = np.array([len(a) for a, *_ in layouts])[dish][:, None]
+    most = max(len(d.anchors) for d in DISHES.values())
+    anchors = np.array([(d.anchors * most)[:most] for d in DISHES.values()], float)  # (dishes, most, 2), repeated
+    spread = np.array([(d.spread_x, d.spread_y) for d in DISHES.values()])[dish][:, None]
+    many = np.array([len(d.anchors) for d in DISHES.values()])[dish][:, None]
     which, step = order % many, order // many
     share = np.clip((step + 0.5) / np.ceil(total / many), 0, 1)
     angle = 2.4 * step + 6.28 * rng.random((len(dish), 1)) + which
@@ -182,7 +181,7 @@ def _forms(slot: np.ndarray, form: np.ndarray) -> np.ndarray:
 
 def _colours(slot: np.ndarray, colour: np.ndarray, dish: np.ndarray) -> np.ndarray:
     """Scene.colour (n, M, 2, 3): that of the line, or of the dish's sauce."""
-    sauce = np.array([rgb(code) for _, code, *_ in DISHES.values()])[dish, None, None]
+    sauce = np.array([rgb(d.sauce) for d in DISHES.values()])[dish, None, None]
     return np.where((slot >= 0)[..., None, None], _of_line(colour, slot), sauce).astype(np.float32)
 
 
@@ -262,7 +261,7 @@ def ground_bank(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
     w = np.random.default_rng(3).random((1 + len(ANGLES), 12), dtype=np.float32)
     x, y = _pixels(int(1.6 * size), 2)
-    tables = [np.moveaxis(np.clip(table(s, x / size + 2, y / size + 2, w[0]), 0, 255), -1, 0) for s in STYLES]
+    cloths = [np.moveaxis(np.clip(t, 0, 255), -1, 0) for t in tables(x / size + 2, y / size + 2, w[0])]
     x, y = _pixels(size, 2)
     x, y = x / (PLATE * size), y / (PLATE * size)
     vessels = [[keep(*vessel(style, kind, x, y)) for style in STYLES] for kind in VESSELS]
@@ -271,7 +270,7 @@ def ground_bank(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         for a, angle in enumerate(ANGLES):
             c, s = (1.0, 0.0) if dish == "gratin" else (float(np.cos(angle)), float(np.sin(angle)))  # fits its vessel
             bases[d, a] = keep(*base(dish, c * x + s * y, c * y - s * x, w[1 + a]))
-    return np.rint([_shrink(t, 2) for t in tables]).astype(np.uint8), np.uint8(vessels), bases
+    return np.rint([_shrink(cloth, 2) for cloth in cloths]).astype(np.uint8), np.uint8(vessels), bases
 
 
 @lru_cache(maxsize=1)
@@ -327,7 +326,7 @@ def draw(scene: Scene, size: int) -> tuple[np.ndarray, np.ndarray]:
         flip = [1 if c < 0.5 else -1 for c in scene.crop[i, 2:]]
         canvas.pixels.reshape(3, n, side, side)[:, i] = cloth[:, :: flip[0], :: flip[1]]
     middle = scene.centre * size
-    kind = np.array([VESSELS.index(vessel) for vessel, *_ in DISHES.values()])[scene.dish]
+    kind = np.array([VESSELS.index(d.vessel) for d in DISHES.values()])[scene.dish]
     for patch, line in ((vessels[kind, scene.style], None), (bases[scene.dish, scene.turn], np.ones(n, np.uint8))):
         patch = patch.astype(np.float32)
         canvas.paste(rows, middle, patch[:, 3] / 255, [patch[:, c] for c in range(3)], line)

@@ -7,11 +7,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def asymmetric_loss(logits: Tensor, labels: Tensor, gamma_neg: float = 2.0, gamma_pos: float = 0.0) -> Tensor:
+def asymmetric_loss(
+    logits: Tensor, labels: Tensor, gamma_neg: float = 2.0, gamma_pos: float = 0.0, asked: Tensor | None = None
+) -> Tensor:
     """Binary cross-entropy with focal weights that are stronger for absent labels; no clipping, weights detached.
 
     A sample's sum over its K classes is scaled by 1000 / K, so that the weight of the loss does not change its meaning
     with K; then the mean over samples.
+
+    Args:
+        asked: weight of each decision, broadcast to (B, K); 0: the classifier is not asked.
 
     Shape:
         logits (B, K), labels (B, K) in {0, 1} -> scalar.
@@ -20,6 +25,8 @@ def asymmetric_loss(logits: Tensor, labels: Tensor, gamma_neg: float = 2.0, gamm
     with torch.no_grad():
         p = torch.sigmoid(logits)
         weight = torch.where(labels > 0, (1 - p) ** gamma_pos, p**gamma_neg)
+        if asked is not None:
+            weight = weight * asked
     loss = weight * F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
     return loss.sum(1).mean() * (1000 / logits.shape[1])
 

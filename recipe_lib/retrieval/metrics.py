@@ -31,7 +31,7 @@ def cross_modal_ranks(
 
     Args:
         images, recipes: (N, D), or equally many (N, D_k); row i of one belongs to row i of the other.
-        block: images a tile, which has four times as many recipes; default: 512 on a CPU, 2048 elsewhere.
+        block: images per tile, which has four times as many recipes; default: 512 on a CPU, 2048 elsewhere.
         device: where to compute; default: where `images` lies.
         ties: also return, for each query, how many other candidates are exactly as similar as the true one.
 

@@ -14,8 +14,9 @@ import math
 import re
 from ast import literal_eval as literal
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 
 import nbformat
@@ -49,7 +50,7 @@ class Parameter:
     item: str
     default: object
     constraint: str
-    help: str
+    help: str = field(compare=False)
     notebooks: tuple[str, ...] = field(compare=False)
 
     def check(self, value: object) -> str:
@@ -100,15 +101,13 @@ def declared(notebooks: Sequence[Path]) -> dict[str, Parameter]:
     for path in notebooks:
         for parameter in _declared_by(path):
             earlier = parameters.get(parameter.name)
-            if earlier and (earlier.kind, earlier.item, earlier.default, earlier.constraint) != (
-                (parameter.kind, parameter.item, parameter.default, parameter.constraint)
-            ):
+            if earlier and earlier != parameter:
                 raise ParamsError(
                     f"{path}: {parameter.name}: type, default or constraint is not the one in "
                     f"{earlier.notebooks[0]}; make the two lines alike"
                 )
             names = (*(earlier.notebooks if earlier else ()), path.stem)
-            parameters[parameter.name] = Parameter(**{**vars(earlier or parameter), "notebooks": names})
+            parameters[parameter.name] = replace(earlier or parameter, notebooks=names)
     return parameters
 
 
@@ -178,128 +177,118 @@ def _constraint(where: str, text: str) -> str:
     return ""
 
 
+def of_notebook(schema: Mapping[str, Parameter], values: Mapping, notebook: str) -> dict:
+    """Those values that a notebook declares."""
+    return {name: values[name] for name, parameter in schema.items() if notebook in parameter.notebooks}
+
+
 # ---- the values: files and the command line ----
 
 
-def _is_read(model: str, crop: int, method: str) -> bool:
+def _is_read(clip_model: str, crop_size: int, method: str) -> bool:
     if method not in CLIP:
         return True
     from recipe_lib.encoders.clip import clip_image_size  # seconds, for those alone who use it
 
-    return crop == clip_image_size(model)
+    return crop_size == clip_image_size(clip_model)
 
 
-def _can_freeze(frozen: list[str], model: str, model_args: list[str], method: str) -> bool:
+def _can_freeze(frozen: list[str], image_model: str, image_model_args: list[str], method: str) -> bool:
     if not frozen or method != "ht":
         return not frozen
     from recipe_lib.encoders.image import check_frozen  # as above
 
-    check_frozen(model, model_args, frozen)
+    check_frozen(image_model, image_model_args, frozen)
     return True
 
 
-def _is_known(method: str, file: str) -> bool:
-    if file and not resolve(file).is_file():
-        raise ValueError(f"system_file {file}: no such file; name a Python file with a subclass of System")
-    if not file and method not in methods():
+def _is_known(method: str, system_file: str) -> bool:
+    if system_file and not resolve(system_file).is_file():
+        raise ValueError(f"system_file {system_file}: no such file; name a Python file with a subclass of System")
+    if not system_file and method not in methods():
         raise ValueError(f"method {method!r}: no such system; there are {', '.join(methods())}, or name a system_file")
     return True
 
 
-def _augments(policy: str) -> bool:
-    if policy:
+def _swaps(variants: list[str]) -> bool:
+    from recipe_lib.causal.debiasing import VARIANTS  # as above
+
+    return any(VARIANTS[name].context_swap for name in variants)
+
+
+def _augments(augment: str) -> bool:
+    if augment:
         from recipe_lib.data.images import RandAugment  # as above
 
-        RandAugment(policy)
+        RandAugment(augment)
     return True
 
 
-# What single ranges cannot say: these combinations would stop a run in the middle.
 CLIP = ("dar", "captions", "zero_shot")  # methods whose towers and tokens are CLIP's
-TOGETHER = [
-    (("crop_size", "image_size"), lambda crop, stored: crop <= stored, "crop_size must be at most image_size"),
-    (("recipe_dim", "recipe_heads"), lambda dim, heads: dim % heads == 0, "recipe_dim must be a multiple of the heads"),
-    (
-        ("classifier_dim", "classifier_heads"),
-        lambda dim, heads: dim % heads == 0 and dim % 4 == 0,
-        "classifier_dim must be a multiple of 4 and of the heads",
+# What single ranges cannot say: these combinations would stop a run in the middle. A rule's arguments are parameters.
+TOGETHER = {
+    "crop_size must be at most image_size": lambda crop_size, image_size: crop_size <= image_size,
+    "recipe_dim must be a multiple of the heads": lambda recipe_dim, recipe_heads: recipe_dim % recipe_heads == 0,
+    "classifier_dim must be a multiple of 4 and of the heads": (
+        lambda classifier_dim, classifier_heads: classifier_dim % classifier_heads == classifier_dim % 4 == 0
     ),
-    (
-        ("val_share", "test_share"),
-        lambda val, test: min(val, test) > 0 and val + test < 1,
-        "shares must leave all splits",
+    "shares must leave all splits": (
+        lambda val_share, test_share: min(val_share, test_share) > 0 and val_share + test_share < 1
     ),
-    (
-        ("epochs", "weights_from"),
-        lambda epochs, weights: epochs > 0 or weights,
-        "epochs may be 0 only where weights_from names a checkpoint",
+    "epochs may be 0 only where weights_from names a checkpoint": (
+        lambda epochs, weights_from: epochs > 0 or weights_from
     ),
-    (
-        ("vocab_file", "text_tokens"),
-        lambda file, tokens: not file or tokens == "words",
-        "a vocab_file is for text_tokens words",
+    "a vocab_file is for text_tokens words": lambda vocab_file, text_tokens: not vocab_file or text_tokens == "words",
+    "method must name a system": _is_known,
+    "source_dir must name the folder": lambda source, source_dir: source == "kitchen" or source_dir,
+    "variants must hold equal_compute and debiased, which the verdict compares, or nothing": (
+        lambda variants: not variants or {"equal_compute", "debiased"} <= set(variants)
     ),
-    (("method", "system_file"), _is_known, ""),
-    (("source", "source_dir"), lambda source, folder: source == "kitchen" or folder, "source_dir must name the folder"),
-    (
-        ("variants",),
-        lambda names: not names or {"equal_compute", "debiased"} <= set(names),
-        "variants must hold equal_compute and debiased, which the verdict compares, or nothing",
+    "batch_size counts the pairs of all devices together and must be a multiple of devices x num_nodes": (
+        lambda batch_size, devices, num_nodes: batch_size % (devices * num_nodes) == 0
     ),
-    *(
-        (
-            (size, "devices", "num_nodes"),
-            lambda size, devices, nodes: size % (devices * nodes) == 0,
-            f"{size} counts the pairs of all devices together and must be a multiple of devices x num_nodes",
+    "debias_batch_size counts the pairs of all devices together and must be a multiple of devices x num_nodes": (
+        lambda debias_batch_size, devices, num_nodes: debias_batch_size % (devices * num_nodes) == 0
+    ),
+    "at most 50 positions are learnt": lambda max_sentences, max_tokens: max(max_sentences, max_tokens) <= 50,
+    "CLIP's towers read text_tokens clip, the others words": (
+        lambda method, text_tokens: (
+            (method == "ht") <= (text_tokens == "words") and (method in CLIP) <= (text_tokens == "clip")
         )
-        for size in ("batch_size", "debias_batch_size")
     ),
-    (("max_sentences", "max_tokens"), lambda *most: max(most) <= 50, "at most 50 positions are learnt"),
-    (
-        ("method", "text_tokens"),
-        lambda method, tokens: (method == "ht") <= (tokens == "words") and (method in CLIP) <= (tokens == "clip"),
-        "CLIP's towers read text_tokens clip, the others words",
+    "only the kitchen knows what shows in a photo, as oracle_visible is told": (
+        lambda source, variants: source == "kitchen" or "oracle_visible" not in variants
     ),
-    (
-        ("method", "descriptions", "segments"),
-        lambda method, descriptions, segments: method not in ("ht", "captions") or not (descriptions or segments),
-        "descriptions and segments are read by method dar alone (distances_from brings them to other systems)",
-    ),
-    (
-        ("method", "pretrained", "clip_pretrained"),
-        lambda method, pretrained, weights: method not in CLIP or pretrained == bool(weights),
-        "CLIP's towers have weights where both pretrained and clip_pretrained say so",
-    ),
-    (
-        ("segment_encoder", "adapters"),
-        lambda segments, sides: segments == "frozen" or sides in ("both", "image"),
-        "segment_encoder adapted needs adapters on the image side",
-    ),
-    (("clip_model", "crop_size", "method"), _is_read, "crop_size must be the side of the photos that the CLIP reads"),
-    (
-        ("frozen", "image_model", "image_model_args", "method"),
-        _can_freeze,
-        "frozen names parts of method ht; CLIP's towers are frozen as they are",
-    ),
-    (("augment",), _augments, "augment must name a policy"),
-    (("text_tokens", "max_tokens"), lambda kind, most: kind == "words" or most >= 3, "two tokens are CLIP's own marks"),
-    *(
-        (
-            (wanted, f"{name}_backend", "source"),
-            lambda wanted, backend, source: not wanted or backend != "given" or source == "recipe1m",
-            f"{name}_backend given is for the files of DAR's authors, source recipe1m",
+    "descriptions are read by method dar, segments by variants that swap context too (distances_from brings them)": (
+        lambda method, descriptions, segments, variants: (
+            method not in ("ht", "captions") or not (descriptions or (segments and not _swaps(variants)))
         )
-        for wanted, name in (("descriptions", "description"), ("segments", "segment"))
     ),
-    *(
-        (
-            (f"{name}_backend", f"{name}_model"),
-            lambda backend, model: backend in ("cues", "superpixels", "given") or model,
-            f"{name}_model must name the model",
+    "CLIP's towers have weights where both pretrained and clip_pretrained say so": (
+        lambda method, pretrained, clip_pretrained: method not in CLIP or pretrained == bool(clip_pretrained)
+    ),
+    "segment_encoder adapted needs adapters on the image side": (
+        lambda segment_encoder, adapters: segment_encoder == "frozen" or adapters in ("both", "image")
+    ),
+    "crop_size must be the side of the photos that the CLIP reads": _is_read,
+    "frozen names parts of method ht; CLIP's towers are frozen as they are": _can_freeze,
+    "augment must name a policy": _augments,
+    "two tokens are CLIP's own marks": lambda text_tokens, max_tokens: text_tokens == "words" or max_tokens >= 3,
+    "description_backend given is for the files of DAR's authors, source recipe1m": (
+        lambda descriptions, description_backend, source: (
+            not descriptions or description_backend != "given" or source == "recipe1m"
         )
-        for name in ("description", "segment")
     ),
-]
+    "segment_backend given is for the files of DAR's authors, source recipe1m": (
+        lambda segments, segment_backend, source: not segments or segment_backend != "given" or source == "recipe1m"
+    ),
+    "description_model must name the model": (
+        lambda description_backend, description_model: description_backend in ("cues", "given") or description_model
+    ),
+    "segment_model must name the model": (
+        lambda segment_backend, segment_model: segment_backend in ("superpixels", "given") or segment_model
+    ),
+}
 
 
 def load(
@@ -335,7 +324,8 @@ def load(
             node = _compose(where, text)
         values[key] = _checked(where, key, node, schema)
         places[key] = where
-    for keys, holds, message in TOGETHER:
+    for message, holds in TOGETHER.items():
+        keys = list(signature(holds).parameters)
         if set(keys) <= set(values):
             where = next((places[key] for key in keys if key in places), keys[0])
             try:

@@ -14,54 +14,7 @@ from nbconvert import HTMLExporter
 from recipe_lib.paths import atomic_write_text
 from recipe_lib.runner.fingerprint import ASIDE, read_manifest
 
-PAGE = """\
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Causal Kitchen: {{ study }}</title>
-<style>
-body { font: 1rem/1.5 system-ui, sans-serif; max-width: 70rem; margin: 0 auto; padding: 1rem; color: #1a1a1a;
-  background: #fff; }
-h1, h2, h3 { line-height: 1.2; margin-top: 2rem; }
-a { color: #0b57a4; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-caption { text-align: left; font-weight: 600; padding: .4rem 0; }
-th, td { border-bottom: 1px solid #ccc; padding: .25rem .75rem .25rem 0; text-align: left; vertical-align: top; }
-figure { margin: 1.5rem 0; }
-img { max-width: 100%; height: auto; }
-figcaption { color: #444; }
-.verdict { border-left: .3rem solid #0b57a4; padding: .5rem 1rem; background: #f0f5fa; white-space: pre-line; }
-</style>
-</head>
-<body>
-<main>
-<h1>Causal Kitchen: {{ study }}</h1>
-{% if verdict %}<h2>Verdict</h2>
-<p class="verdict">{{ verdict }}</p>
-{% endif %}{% macro table(title, head, rows) %}<div class="wide" role="region" aria-label="{{ title }}" tabindex="0">
-<table><caption>{{ title }}</caption>
-<thead><tr>{% for name in head %}<th scope="col">{{ name }}</th>{% endfor %}</tr></thead>
-<tbody>
-{% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}</tbody></table></div>
-{% endmacro %}{% for stage, figures in figures.items() %}<h2>Figures of {{ stage }}</h2>
-{% for name, data in figures %}<figure><img alt="{{ name }}" src="data:image/png;base64,{{ data }}">
-<figcaption>{{ name }}</figcaption></figure>
-{% endfor %}{% endfor %}{% if results %}<h2>Results</h2>
-{{ table("R@1 among all candidates of each split", results.head, results.rows) }}<p>Every variant, bag and metric:
-<a href="results.csv">results.csv</a>.</p>
-{% endif %}<h2>Stages</h2>
-{{ table("What ran", ["stage", "state", "seconds", "peak memory, MB", "started"], stages) }}<p>Executed notebooks:
-{% for page in pages %}<a href="{{ page }}">{{ page }}</a>{% if not loop.last %}, {% endif %}{% endfor %}</p>
-<h2>What made it</h2>
-{{ table("Parameters", ["parameter", "value"], parameters) }}{{ table("Environment", ["what", "value"], environment) }}
-</main>
-</body>
-</html>
-"""
+PAGE = Path(__file__).with_name("report.html")  # a Jinja template
 
 
 def write_report(study_dir: Path) -> Path:
@@ -71,7 +24,7 @@ def write_report(study_dir: Path) -> Path:
     """
     manifest = read_manifest(study_dir)
     stages = manifest["stages"]
-    page = Environment(autoescape=True).from_string(PAGE)
+    page = Environment(autoescape=True).from_string(PAGE.read_text(encoding="utf-8"))
     html = page.render(
         study=study_dir.name,
         verdict=_verdict(study_dir / "metrics.json"),
@@ -80,7 +33,7 @@ def write_report(study_dir: Path) -> Path:
             [name, *(stage.get(key, "") for key in ("status", "seconds", "peak_memory_mb", "started"))]
             for name, stage in sorted(stages.items())
         ],
-        pages=_notebook_pages(study_dir, sorted(stages)),
+        pages=write_pages(study_dir, sorted(stages)),
         figures=_figures(study_dir),
         parameters=[[name, json.dumps(value, ensure_ascii=False)] for name, value in manifest["parameters"].items()],
         environment=_environment(stages),
@@ -138,7 +91,7 @@ def _figures(folder: Path) -> dict[str, list[tuple[str, str]]]:
     return {stage or folder.name: figures[stage] for stage in sorted(figures, reverse=True)}
 
 
-def _notebook_pages(folder: Path, stages: list[str]) -> list[str]:
+def write_pages(folder: Path, stages: list[str]) -> list[str]:
     """Names of the executed notebooks' HTML pages; a page older than its notebook is made again."""
     # No scripts from elsewhere: a page opens without a network and calls none (so formulas show as TeX).
     elsewhere = ("require_js_url", "jquery_url", "mathjax_url", "mermaid_js_url")

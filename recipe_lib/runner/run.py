@@ -12,6 +12,7 @@ from pathlib import Path
 
 from recipe_lib.paths import repo_root, study_dir
 
+EVIDENCE = "06_evidence"
 HELP = """\
 A stage is skipped when its notebook, its parameters, the library code and packages that it uses, its source data and
 what the stages before it left are unchanged. What a stage run again replaces stands in .previous/ until it is finished,
@@ -31,6 +32,7 @@ examples:
   ./run_all.sh params/smoke.yaml                      the same in about a minute
   ./run_all.sh params/kitchen.yaml -p study seed7 -p seed 7
   ./run_all.sh --only 05                              evaluate again what is trained
+  ./run_all.sh params/evidence.yaml --jobs 2          a grid: every seed a study, then notebook 06 over all of them
 """
 
 
@@ -48,6 +50,9 @@ def _parser() -> argparse.ArgumentParser:
     part = parser.add_mutually_exclusive_group()
     part.add_argument("--only", metavar="NN", help="run this stage alone, even if unchanged, e.g. --only 05")
     part.add_argument("--from", dest="start", metavar="NN", help="run this stage and all later ones, even if unchanged")
+    parser.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="of a grid (seeds: [...]): N studies at a time"
+    )
     parser.add_argument("--fresh", action="store_true", help="delete what the stages left, weights too, then run them")
     parser.add_argument("--outputs", metavar="DIR", help="put the studies in this folder instead of outputs/")
     parser.add_argument("--list", action="store_true", help="show the stages and all parameters, run nothing")
@@ -77,8 +82,8 @@ def _run(args: argparse.Namespace) -> int:
     from recipe_lib.training import distributed
 
     root = repo_root()
-    notebooks = stages.stage_notebooks(root)
-    schema = params.declared(notebooks)
+    notebooks, evidence = stages.stage_notebooks(root), root / "notebooks" / f"{EVIDENCE}.ipynb"
+    schema = params.declared([*notebooks, *filter(Path.is_file, [evidence])])
     if args.list:
         _list(notebooks, schema)
         return 0
@@ -88,6 +93,8 @@ def _run(args: argparse.Namespace) -> int:
     if args.outputs:
         os.environ["CAUSAL_KITCHEN_OUTPUTS"] = str(Path(args.outputs).expanduser().resolve())
     os.environ["CAUSAL_KITCHEN_ROOT"] = str(root)
+    if values.get("seeds"):
+        return _run_grid(args, files, values, schema, evidence)
     machines, machine = values.get("num_nodes", 1), distributed.node_rank()
     if machines > 1 and machine:
         return distributed.serve(values["devices"], machines, machine)
@@ -100,6 +107,33 @@ def _run(args: argparse.Namespace) -> int:
             runner.run_only(first, args.fresh)
         else:
             runner.run_from(first, forced=bool(args.start), fresh=args.fresh)
+    return 0
+
+
+def _run_grid(args: argparse.Namespace, files: list[Path], values: dict, schema: dict, evidence: Path) -> int:
+    """Every study of a grid, then notebook 06; see `grid`."""
+    from recipe_lib.runner import grid, params, stages
+    from recipe_lib.runner.fingerprint import RunError
+
+    if args.only or args.start or args.fresh:
+        raise RunError("--only, --from and --fresh are for one study; name it with -p study and -p seeds []")
+    studies = grid.members(values)
+    for member in studies:  # whatever is wrong with one of them is said before the first begins
+        params.load([Path(os.path.relpath(path)) for path in files], [*args.p, *member.arguments], schema)
+    folder = study_dir(values["study"])
+    folder.mkdir(parents=True, exist_ok=True)
+    own = grid.share(studies, os.environ)
+    print(f"grid {folder.name}: {len(own)} of {len(studies)} studies, {args.jobs} at a time", flush=True)
+    with stages.locked(folder) if len(own) == len(studies) else nullcontext():
+        failed = grid.run_grid(own, folder, [str(path.resolve()) for path in files], args.p, max(1, args.jobs))
+        if failed:
+            raise RunError(f"{len(failed)} of {len(own)} studies failed: {', '.join(failed)}; mend and run it again")
+        if len(own) < len(studies):
+            print("this task's share is done; when all are, the same command without the array makes the evidence")
+            return 0
+        with stages.kernel():
+            stages.run_over_studies(root := repo_root(), evidence, folder, params.of_notebook(schema, values, EVIDENCE))
+            print(f"evidence: {os.path.relpath(folder / evidence.name, root)}", flush=True)
     return 0
 
 

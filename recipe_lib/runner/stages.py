@@ -22,8 +22,8 @@ from recipe_lib.paths import atomic_write_text
 from recipe_lib.reachable import Sources, digest
 from recipe_lib.runner import fingerprint
 from recipe_lib.runner.fingerprint import RunError
-from recipe_lib.runner.params import Parameter
-from recipe_lib.runner.report import write_report
+from recipe_lib.runner.params import Parameter, of_notebook
+from recipe_lib.runner.report import write_pages, write_report
 
 
 def systems_imported(values: Mapping, lent: str = "") -> dict[str, set[str]]:
@@ -160,7 +160,7 @@ class Runner:
         return fingerprint.why_run(self.folder, path.stem, records.get(path.stem), inputs)
 
     def _values_of(self, stage: str) -> dict:
-        return {name: self.values[name] for name, parameter in self.schema.items() if stage in parameter.notebooks}
+        return of_notebook(self.schema, self.values, stage)
 
     def _discard(self, wiped: range) -> None:
         """Delete what some stages left."""
@@ -209,6 +209,12 @@ class Runner:
             self._save()
         cost = f"{entry['seconds']} s, peak memory {entry['peak_memory_mb']} MB"
         print(f"{self._label(index)}: done in {cost}", flush=True)
+
+
+def run_over_studies(root: Path, notebook: Path, folder: Path, parameters: dict) -> None:
+    """Execute a notebook that reads several studies into a folder, beside it as HTML."""
+    _execute(root, notebook, folder / notebook.name, parameters)
+    write_pages(folder, [notebook.stem])
 
 
 def _execute(root: Path, notebook: Path, output: Path, parameters: dict) -> None:

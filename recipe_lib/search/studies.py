@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from recipe_lib.causal.debiasing import Debiasing
 from recipe_lib.data.recipe import DataError
 from recipe_lib.paths import repo_root, study_dir
 
@@ -33,7 +34,9 @@ def variants_of(folder: Path) -> dict[str, Path]:
     variants = {}
     for name, path in trained.items():
         if (path / "model.safetensors").is_file():
-            weights = json.loads((path / "system.json").read_text())["debiasing"]["weights"]
-            if weights != "labels":
+            attached = Debiasing.from_dict(json.loads((path / "system.json").read_text())["debiasing"])
+            weights = attached.weights
+            # Nor one whose recipes carry their own ingredients: those of a typed recipe have no labels.
+            if weights not in ("labels", "visible") and attached.sides == "image":
                 variants |= {name: path} | ({f"{name}{NO_TERM}": path} if weights else {})
     return variants

@@ -18,6 +18,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,10 +63,18 @@ class _Entry:
     where: str  # file and line
     folder: Path  # photo names start here
     recipe: Recipe  # images still as written: names, not paths
+    shifted: bool = False  # belongs to the test split "shift"
 
 
 def read_cookbook(
-    root: Path, *, val: float = 0.15, test: float = 0.15, limit: int | None = None, photos: bool = True
+    root: Path,
+    *,
+    val: float = 0.15,
+    test: float = 0.15,
+    limit: int | None = None,
+    ingredients: str = "ingredients",
+    shift: Sequence[str] = (),
+    photos: bool = True,
 ) -> tuple[list[Recipe], CookbookReport]:
     """Read every recipe below `root`, in order of id. Photos are opened once to check them; memory holds text only.
 
@@ -78,6 +87,8 @@ def read_cookbook(
         root: the folder.
         val, test: expected shares of the recipes with photo, each at least 0, together below 1.
         limit: read only this many recipes, the first by id.
+        ingredients: name of the field that holds the ingredient lines.
+        shift: "field: value": pairs with one of these are a test split of their own, "shift", and are in no other.
         photos: recipes that name photos are of no use where none of these is good.
 
     Raises:
@@ -90,7 +101,8 @@ def read_cookbook(
         raise DataError(f"{root}: {'not a' if os.path.exists(root) else 'no such'} folder; name the cookbook's folder")
     root, report = root.resolve(), CookbookReport()
     entries: dict[str, _Entry] = {}
-    for entry in (entry for path in _files(root, report) for entry in _entries(path, root, report)):
+    own = {"ingredients": ingredients, "shift": set(shift)}
+    for entry in (entry for path in _files(root, report) for entry in _entries(path, root, report, **own)):
         first = entries.setdefault(entry.recipe.id, entry)
         if first is not entry:
             raise DataError(f"{root}: {first.where} and {entry.where} share the id {entry.recipe.id!r}; change one")
@@ -102,7 +114,9 @@ def read_cookbook(
     photo_faults: dict[Path, str | None] = {}  # what is wrong with each photo; recipes may share one
     for entry in kept:
         entry.recipe.images = _good_photos(entry, root, report, photo_faults)
-        entry.recipe.split = _split(entry.recipe.id, val, test) if entry.recipe.images else "train"
+        entry.recipe.split = _split(entry, val, test) if entry.recipe.images else "train"
+    if shift and not any(entry.recipe.split == "shift" for entry in kept):
+        raise DataError(f"{root}: no recipe with photo has {' or '.join(shift)}; see test_shift")
     report.pairs = sum(bool(entry.recipe.images) for entry in kept)
     report.text_only = len(kept) - report.pairs
     if photos and not report.pairs:
@@ -141,7 +155,7 @@ def _files(root: Path, report: CookbookReport) -> list[Path]:
     return sorted(files)
 
 
-def _entries(path: Path, root: Path, report: CookbookReport) -> list[_Entry]:
+def _entries(path: Path, root: Path, report: CookbookReport, ingredients: str, shift: set[str]) -> list[_Entry]:
     """The good recipes of one file; the reasons against the others, or against the file, go to the report."""
     shown = _shown(path, root)
     try:
@@ -155,6 +169,8 @@ def _entries(path: Path, root: Path, report: CookbookReport) -> list[_Entry]:
     for line, fields in rows:
         where = f"{shown}:{line}" if line else shown
         try:
+            if ingredients != "ingredients" and isinstance(fields, dict):
+                fields = fields | {"ingredients": fields.get(ingredients, [])}
             recipe = _recipe(fields)
         except _Skip as reason:
             name = (fields.get("id") or fields.get("title")) if isinstance(fields, dict) else None
@@ -162,8 +178,14 @@ def _entries(path: Path, root: Path, report: CookbookReport) -> list[_Entry]:
             continue
         titles[recipe.title] += 1  # one file may hold two recipes of one title
         recipe.id = recipe.id or _digest(f"{shown}\0{recipe.title}\0{titles[recipe.title]}")[:10]
-        entries.append(_Entry(where, path.parent, recipe))
+        entries.append(_Entry(where, path.parent, recipe, not shift.isdisjoint(_marks(fields))))
     return entries
+
+
+def _marks(fields: dict) -> set[str]:
+    """Every "field: value" of a recipe whose value is a text, or a list of texts, as a cell of a CSV is."""
+    lists = ((name, value if isinstance(value, list) else [value]) for name, value in fields.items())
+    return {f"{name}: {value}" for name, values in lists for value in values if isinstance(value, str)}
 
 
 def _fault(error: Exception, shown: str, path: Path) -> str:
@@ -265,8 +287,10 @@ def _find_photo(name: str, folder: Path, root: Path) -> Path | None:
         raise _Skip("leaves the cookbook's folder")
 
 
-def _split(name: str, val: float, test: float) -> str:
-    share = int(_digest(f"split {name}")[:8], 16) / 2**32
+def _split(entry: _Entry, val: float, test: float) -> str:
+    if entry.shifted:
+        return "shift"
+    share = int(_digest(f"split {entry.recipe.id}")[:8], 16) / 2**32
     return "test" if share < test else "val" if share < test + val else "train"
 
 

@@ -46,7 +46,7 @@ def read_json_lines(path: Path) -> Iterator[Fields]:
                 except ValueError as error:
                     yield number, str(error)
                     continue
-                yield number, _named(fields) if isinstance(fields, dict) else "the line is not an object {...}"
+                yield number, _all(fields) if isinstance(fields, dict) else "the line is not an object {...}"
 
 
 def read_csv(path: Path) -> Iterator[Fields]:
@@ -59,7 +59,7 @@ def read_csv(path: Path) -> Iterator[Fields]:
             table.fieldnames = [name.strip().lower() for name in table.fieldnames or ()]
             if not {"title", "name"}.isdisjoint(table.fieldnames):
                 for row in table:
-                    yield table.line_num, "more cells than the header" if None in row else _named(_split_cells(row))
+                    yield table.line_num, "more cells than the header" if None in row else _all(_split_cells(row))
         except csv.Error as error:
             raise DataError(f"{path}:{table.reader.line_num}: not a sound CSV table ({error}); correct it") from None
 
@@ -177,6 +177,11 @@ def _named(fields: dict) -> dict[str, Any]:
         if key := next((key for key in (name, *others) if key in fields), None):
             known[name] = fields[key]
     return known
+
+
+def _all(fields: dict) -> dict[str, Any]:
+    """The same with every other field under its own name: `read_cookbook` may be told to look at one."""
+    return {str(name).lower(): value for name, value in fields.items()} | _named(fields)
 
 
 def _as_list(value: Any) -> list:

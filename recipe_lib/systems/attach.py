@@ -12,7 +12,11 @@ from recipe_lib.systems.registry import build
 
 
 def attach(
-    baseline: System, debiasing: Debiasing, dictionary: Tensor | None = None, prior: Tensor | None = None
+    baseline: System,
+    debiasing: Debiasing,
+    dictionary: Tensor | None = None,
+    prior: Tensor | None = None,
+    seen: Tensor | None = None,
 ) -> System:
     """A new system with the baseline's weights and the debiasing modules on top, freshly initialised.
 
@@ -20,7 +24,8 @@ def attach(
         RuntimeError: the baseline lacks a weight that is not part of what is attached.
     """
     # The weights come from the baseline: fetching the backbone's published ones again would be waste.
-    system = build(replace(baseline.config, debiasing=debiasing, pretrained=False), dictionary, prior)
-    fresh = {k: v for k, v in system.state_dict().items() if k.startswith(("classifier.", "adjustment.", "prior"))}
+    system = build(replace(baseline.config, debiasing=debiasing, pretrained=False), dictionary, prior, seen)
+    attached = ("classifier.", "adjustment.", "prior", "seen")
+    fresh = {k: v for k, v in system.state_dict().items() if k.startswith(attached)}
     system.load_state_dict(baseline.state_dict() | fresh)
     return system

@@ -91,7 +91,7 @@ class SystemConfig:
         """From what `to_dict` gave, or JSON made of it."""
         values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
         if isinstance(values.get("debiasing"), Mapping):
-            values["debiasing"] = Debiasing(**values["debiasing"])
+            values["debiasing"] = Debiasing.from_dict(values["debiasing"])
         return cls(**values)
 
 
@@ -133,6 +133,8 @@ class System(nn.Module, ABC):
         config: the architecture.
         dictionary: (K, E) ingredient dictionary; needed where `config.debiasing.weights` is set.
         prior: (K,) share of the training recipes that hold each ingredient; needed for weights "marginal".
+        seen: (K,) how well each class can be told from photos, 0..1: where `config.debiasing.visible` and nobody knows
+            what shows, the classifier is asked for each by that weight.
 
     Attributes:
         pairs: loss -> the two sides that it compares; see `sides`.
@@ -144,7 +146,13 @@ class System(nn.Module, ABC):
     pairs: ClassVar[dict[str, tuple[str, str]]] = {"retrieval": ("image", "recipe")}
     defaults: ClassVar[dict[str, Any]] = {}
 
-    def __init__(self, config: SystemConfig, dictionary: Tensor | None = None, prior: Tensor | None = None):
+    def __init__(
+        self,
+        config: SystemConfig,
+        dictionary: Tensor | None = None,
+        prior: Tensor | None = None,
+        seen: Tensor | None = None,
+    ):
         super().__init__()
         self.config = config
         self.args = self.defaults | self._given_args()
@@ -168,6 +176,8 @@ class System(nn.Module, ABC):
             self.adjustment = BackdoorAdjustment(dictionary, config.embed_dim, normalise=attached.normalise)
         if attached.weights == "marginal":
             self.register_buffer("prior", torch.ones(config.num_classes) if prior is None else prior.clone())
+        if attached.visible:
+            self.register_buffer("seen", torch.ones(config.num_classes) if seen is None else seen.clone())
 
     def _given_args(self) -> dict[str, Any]:
         given: dict[str, Any] = {}
@@ -205,8 +215,9 @@ class System(nn.Module, ABC):
             with torch.autocast("cpu", enabled=False):
                 logits = self.classifier(self.image_encoder.feature_map(features).float())
         z = torch.zeros_like(embedding)
-        if self.adjustment is not None:
-            z = self.adjustment(embedding, self.weights(logits, batch.labels, len(embedding)).to(embedding.dtype))
+        if self.adjustment is not None and self.config.debiasing.sides != "text":
+            told = batch.visible if self.config.debiasing.weights == "visible" else batch.labels
+            z = self.adjustment(embedding, self.weights(logits, told, len(embedding)).to(embedding.dtype))
         return ImageFeatures(embedding, z, logits)
 
     def encode_recipes(self, recipes: RecipeBatch) -> RecipeFeatures:
@@ -215,6 +226,12 @@ class System(nn.Module, ABC):
         # (measured on 650 real recipes: two minutes of the first epoch).
         with torch.autocast("cpu", enabled=False):
             return self.recipe_encoder(recipes)
+
+    def adjusted_recipes(self, embedding: Tensor, labels: Tensor | None) -> Tensor:
+        """Recipes (B, D) with the mean vector of their own ingredients, labels (B, K), where z is on their side too."""
+        if self.adjustment is None or self.config.debiasing.sides == "image":
+            return embedding
+        return embedding + self.adjustment(embedding, ingredient_weights(labels.to(embedding.dtype)))
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """(B, K) logits -> P(ing | image) as the parameters want it."""
@@ -228,9 +245,10 @@ class System(nn.Module, ABC):
         attached = self.config.debiasing
         if attached.weights == "marginal":
             return marginal_weights(self.prior, rows)
-        if attached.weights == "labels":
+        if attached.weights in ("labels", "visible"):
             if labels is None:
-                raise ValueError("the oracle needs the true labels of each photo's recipe")
+                what = {"labels": "ingredients", "visible": "ingredients that show"}[attached.weights]
+                raise ValueError(f"the oracle needs the true {what} of each photo's recipe")
             return ingredient_weights(labels.float())
         return ingredient_weights(self.probabilities(logits), 0.0 if attached.soft else attached.threshold)
 
@@ -253,9 +271,10 @@ class System(nn.Module, ABC):
         batch = step.batch
         recipes = self.encode_recipes(batch.recipes)
         image = None if batch.images is None else self.encode_images(batch)
-        sides = {} if image is None else {"image": image.embedding + image.z, "recipe": recipes.embedding}
+        sides = {}
         if image is not None:
-            sides |= self.sides(batch, step)
+            recipe = self.adjusted_recipes(recipes.embedding, batch.labels)
+            sides = {"image": image.embedding + image.z, "recipe": recipe} | self.sides(batch, step)
         # Nothing more than the losses use: to Adam a gradient of zero is not the same as none.
         components = recipes.components if step.weight("self_supervised") and hasattr(self, "projections") else ()
         gathered = step.gather(*components, *sides.values())
@@ -270,11 +289,17 @@ class System(nn.Module, ABC):
             if image.logits is not None and step.weight("classifier"):
                 # Of this device's photos alone: the mean of equally large means is the mean.
                 attached = self.config.debiasing
-                losses["classifier"] = asymmetric_loss(
-                    image.logits, batch.labels, attached.gamma_neg, attached.gamma_pos
+                losses["classifier"] = attached.classifier_scale * asymmetric_loss(
+                    image.logits, batch.labels, attached.gamma_neg, attached.gamma_pos, self.asked(batch)
                 )
             step.log({"e_norm": image.embedding.norm(dim=1).mean(), "z_norm": image.z.norm(dim=1).mean()})
         return losses
+
+    def asked(self, batch: Batch) -> Tensor | None:
+        """Weight of each decision of the classifier, (B, K) or (K,), where it is asked only for what can be seen."""
+        if not self.config.debiasing.visible:
+            return None
+        return self.seen if batch.visible is None else 1 - batch.labels + batch.visible
 
     def self_supervised_loss(self, components: tuple[Tensor, ...], loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """Mean over the ordered pairs of components (B, E) of the loss between one and the projection of the other."""

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from recipe_lib.data.loading import Batch
+from recipe_lib.encoders.captions import CLIPImageEncoder
 from recipe_lib.encoders.clip import clip_towers
-from recipe_lib.encoders.dar import DARImageEncoder, DARRecipeEncoder, DescriptionEncoder, SegmentEncoder
+from recipe_lib.encoders.dar import DARRecipeEncoder, DescriptionEncoder, SegmentEncoder
 from recipe_lib.systems.base import Step, System
 
 
@@ -30,7 +31,7 @@ class DAR(System):
         none = {"width": 0}
         own = {"width": config.adapter_width, "reduction": config.adapter_reduction}
         photos, texts = (own if config.adapters in ("both", side) else none for side in ("image", "text"))
-        self.image_encoder = DARImageEncoder(image, **photos)
+        self.image_encoder = CLIPImageEncoder(image, **photos)
         self.recipe_encoder = DARRecipeEncoder(text, **texts, **config.recipe_transformer)
         if config.descriptions:
             self.description_encoder = DescriptionEncoder(text, **(texts if config.descriptions == "adapted" else none))

@@ -91,10 +91,6 @@ COPIES = {
     "llama_text_encoder": "description_encoder.adapters",
     "sam_img_encoder": "segment_encoder.adapters",
 }
-STATISTICS = {
-    "imagenet": (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
-    "openai": (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD),
-}
 MAIN = ("image_encoder.", "recipe_encoder.", "description_encoder.", "segment_encoder.")
 OURS = (".mean", ".std", "adjustment.dictionary", "prior")  # no checkpoint has them
 

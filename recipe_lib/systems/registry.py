@@ -44,9 +44,9 @@ def system_class(method: str, system_file: str = "") -> type[System]:
     raise ValueError(f"method {method!r}: {where} has no such subclass of System; it has {names}")
 
 
-def build(config: SystemConfig, dictionary: Tensor | None = None, prior: Tensor | None = None) -> System:
-    """A new system; see `System`. Raises ValueError as `system_class`."""
-    return system_class(config.method, config.system_file)(config, dictionary, prior)
+def build(config: SystemConfig, *facts: Tensor | None) -> System:
+    """A new system; see `System` for what there is to know. Raises ValueError as `system_class`."""
+    return system_class(config.method, config.system_file)(config, *facts)
 
 
 def code_of(config: SystemConfig) -> str:

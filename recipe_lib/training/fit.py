@@ -32,6 +32,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from recipe_lib import devices, previous
+from recipe_lib.data.batches import neighbours, strata
 from recipe_lib.data.loading import Batch, InOrder, PairedBatches, StudyDataset, loader
 from recipe_lib.data.store import TEXT_ONLY, Store
 from recipe_lib.losses import circle_loss, triplet_loss
@@ -176,6 +177,8 @@ class TrainingTask(L.LightningModule):
 
     def __init__(self, system: System, config: TrainingConfig, scores: Callable[[], Sequence[float]] = tuple):
         super().__init__()
+        if mining := system.config.debiasing.mining:
+            config = replace(config, mining=mining)
         self.system, self.config, self.scores = system, config, scores
         self.automatic_optimization = len(system.players()) == 1
         self._validated: list[tuple[Tensor, Tensor]] = []
@@ -226,9 +229,8 @@ class TrainingTask(L.LightningModule):
 
     def validation_step(self, batch: Batch, _: int) -> None:
         image = self.system.encode_images(batch)
-        self._validated.append(
-            ((image.embedding + image.z).float(), self.system.encode_recipes(batch.recipes).embedding.float())
-        )
+        recipes = self.system.adjusted_recipes(self.system.encode_recipes(batch.recipes).embedding, batch.labels)
+        self._validated.append(((image.embedding + image.z).float(), recipes.float()))
 
     def on_validation_epoch_end(self) -> None:
         sides = self._union(*(torch.cat(side) for side in zip(*self._validated, strict=True)))
@@ -472,7 +474,7 @@ def make_trainer(config: TrainingConfig, folder: Path, callbacks: list[Callback]
 def _loaders(
     system: System, store: Store, config: TrainingConfig, segments: Path | None, rank: int, world: int
 ) -> tuple[DataLoader, DataLoader]:
-    pairs, val = store.split("train"), store.split("val")
+    pairs, val, attached = store.split("train"), store.split("val"), system.config.debiasing
     # Captions have no components for text-only recipes to train.
     wanted = hasattr(system, "projections") and config.weight("self_supervised") and TEXT_ONLY in store.card["recipes"]
     text = store.split(TEXT_ONLY) if wanted else None
@@ -486,15 +488,32 @@ def _loaders(
         seed=config.seed,
         descriptions="descriptions" in system.reads,
         segments=load_features(system, segments) if segments else system.config.segments * ("segments" in system.reads),
+        visible=attached.reads_visible,
+        swap=attached.context_swap,
+        swap_radius=attached.swap_radius,
     )
     share = {"rank": rank, "world": world}
     texts = len(text) if text else 0
-    batches = PairedBatches(len(pairs), config.batch_size, text_only=texts, seed=config.seed, **share)
+    batches = PairedBatches(
+        len(pairs),
+        config.batch_size,
+        text_only=texts,
+        seed=config.seed,
+        strata=strata(pairs, config.seed) if attached.stratified else None,
+        stratified=attached.stratified,
+        nearest=neighbours(pairs) if attached.hard_negatives else None,
+        hard=attached.hard_negatives,
+        **share,
+    )
     if not len(batches):
         raise ValueError(f"{len(pairs)} training pairs: a batch needs two to hold a negative, and one per device")
     return (
         loader(train_set, batches, config.num_workers),
-        loader(StudyDataset(val, config.crop_size), InOrder(len(val), config.batch_size, **share), config.num_workers),
+        loader(
+            StudyDataset(val, config.crop_size, visible=attached.reads_visible),
+            InOrder(len(val), config.batch_size, **share),
+            config.num_workers,
+        ),
     )
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from recipe_lib import devices
 from recipe_lib.data.loading import segment_pixels
+from recipe_lib.data.parallel import progress
 from recipe_lib.data.store import Split
 from recipe_lib.paths import atomic_write_text
 from recipe_lib.reachable import code_digest
@@ -54,8 +54,7 @@ def segment_features(system: System, split: Split, folder: Path, *, first_only: 
     features = np.lib.format.open_memmap(partial, "r+" if done else "w+", np.float32, None if done else shape)
     step = max(1, BATCH // shape[1])
     steps = range(done, len(photos), step)
-    shown = tqdm(steps, desc=f"segments of {split.name}", mininterval=5, maxinterval=30, disable=None)
-    for number, start in enumerate(shown):
+    for number, start in enumerate(progress(steps, f"segments of {split.name}")):
         if number and number % FLUSH == 0:
             features.flush()
             atomic_write_text(finished, str(start))

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 
 from recipe_lib.data.clip_text import clip_tokens
 from recipe_lib.data.loading import RecipeBatch
+from recipe_lib.encoders.captions import CLIPImageEncoder
 from recipe_lib.encoders.clip import Adapters, TextTower, _run, clip_towers
-from recipe_lib.encoders.dar import DARImageEncoder, DARRecipeEncoder, DescriptionEncoder, SegmentEncoder
+from recipe_lib.encoders.dar import DARRecipeEncoder, DescriptionEncoder, SegmentEncoder
 from recipe_lib.losses import circle_loss
 
 WORDS = (
@@ -92,7 +93,7 @@ def measure(version: str, model: str, batch: int, steps: int, device: str) -> tu
     kind = DARRecipeEncoder if version == "shared" else PaddedRecipeEncoder
     encoders = nn.ModuleDict(
         {
-            "image": DARImageEncoder(image),
+            "image": CLIPImageEncoder(image, width=64),
             "recipe": kind(text, dropout=0.0),
             "description": DescriptionEncoder(text),
             "segment": SegmentEncoder(image),

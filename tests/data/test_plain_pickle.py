@@ -179,3 +179,16 @@ def test_a_few_bytes_take_no_gigabytes(tmp_path, name):
     except DataError as error:
         assert "x.pkl" in str(error)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000, "kB"
+
+
+def test_what_holds_itself_or_one_thing_many_times_is_looked_into_once(tmp_path):
+    many: tuple = ()
+    for _ in range(60):  # 2^60 tuples, were each followed by itself
+        many = (many, many)
+    circle: list = [1]
+    circle.append(circle)
+    plain = read(tmp_path, pickle.dumps({"many": many, "circle": circle}))
+    assert plain["circle"][1] is plain["circle"] and plain["many"][0] is plain["many"][1]
+    circle.append(b"x")
+    with pytest.raises(DataError, match="holds another type"):
+        read(tmp_path, pickle.dumps({"circle": circle}))

@@ -10,15 +10,10 @@ from torch import nn
 from recipe_lib.data.clip_text import clip_ids, clip_tokens
 from recipe_lib.data.loading import RecipeBatch
 from recipe_lib.encoders import clip as clip_module
-from recipe_lib.encoders.captions import ZeroShotEncoder
+from recipe_lib.encoders.captions import CLIPImageEncoder, ZeroShotEncoder
 from recipe_lib.encoders.clip import ImageTower, TextTower, clip_towers, save_clip
 from recipe_lib.encoders.clip_score import FoodRank
-from recipe_lib.systems.dar import (
-    DARImageEncoder,
-    DARRecipeEncoder,
-    DescriptionEncoder,
-    SegmentEncoder,
-)
+from recipe_lib.systems.dar import DARRecipeEncoder, DescriptionEncoder, SegmentEncoder
 
 SMALL = "kitchen-clip-small"
 IMAGES = torch.randint(0, 256, (3, 3, 56, 56), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -137,7 +132,7 @@ def system(towers):
     image, text = towers
     return nn.ModuleDict(
         {
-            "image": DARImageEncoder(image),
+            "image": CLIPImageEncoder(image, width=64),
             "recipe": DARRecipeEncoder(text, feedforward=32, dropout=0.0),
             "description": DescriptionEncoder(text),
             "segment": SegmentEncoder(image, width=8),
@@ -280,7 +275,7 @@ def test_tokens_are_those_of_open_clip():
 
 
 def test_photo_encoder_has_the_interface_of_the_others(towers):
-    encoder = DARImageEncoder(towers[0])
+    encoder = CLIPImageEncoder(towers[0], width=64)
     features = encoder.features(IMAGES)
     assert encoder.channels == 128 and encoder.feature_map(features).shape == (3, 128, 4, 4)
     embedding = encoder.embed(features)
@@ -348,7 +343,7 @@ def test_statistics_follow_the_weights(towers):
     mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
     assert towers[0].mean.flatten().tolist() == pytest.approx([255 * x for x in mean])
     assert towers[0].std.flatten().tolist() == pytest.approx([255 * x for x in std])
-    assert {"tower.mean", "tower.std"} <= set(DARImageEncoder(towers[0]).state_dict())
+    assert {"tower.mean", "tower.std"} <= set(CLIPImageEncoder(towers[0], width=64).state_dict())
 
 
 def supported(model):

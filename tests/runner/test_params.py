@@ -11,7 +11,7 @@ from recipe_lib.runner.params import ParamsError, declared, load
 from tests.conftest import write_notebook
 
 ROOT = Path(__file__).parents[2]
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("0[1-5]_*.ipynb"))
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("0[1-6]_*.ipynb"))
 SHIPPED = sorted((ROOT / "params").rglob("*.yaml"))
 BAD = ROOT.parent / "shared/data/bad_inputs/params"
 
@@ -274,10 +274,14 @@ def test_the_shared_empty_file(schema):
         ("compare_with: [../x]", "not a folder name"),
         ("compare_with: ['']", "not a folder name"),
         ("distances_from: a/b", "not a folder name"),
+        (
+            "source: cookbook\nsource_dir: x\nvariants: [equal_compute, debiased, oracle_visible]",
+            "only the kitchen knows what shows",
+        ),
         ("method: dar", "text_tokens clip"),
         ("text_tokens: clip", "the others words"),
-        ("segments: 4", "read by method dar alone"),
-        ("descriptions: true", "read by method dar alone"),
+        ("segments: 4", "segments by variants that swap context"),
+        ("descriptions: true", "read by method dar"),
         ("method: dar\ntext_tokens: clip\npretrained: true", "have weights where both"),
         ("method: dar\ntext_tokens: clip\nclip_pretrained: openai", "have weights where both"),
         ("segment_encoder: adapted\nadapters: text", "needs adapters on the image side"),

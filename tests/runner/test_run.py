@@ -227,7 +227,7 @@ def test_studies_and_outputs_are_apart(tiny_study, in_process, tmp_path, monkeyp
         ("runner/stages.py", "def ", "def edited():\n    return 1\n\n\ndef ", ""),
         ("systems/dar.py", "    def sides(", "    def other(", ""),
         ("systems/ht.py", "self.project_components()", "pass", "02 03 04 05 HT"),
-        ("kitchen/looks.py", "import numpy as np", "import numpy as np\n\nprint(1)", "01"),
+        ("kitchen/looks.py", "import numpy as np", "import numpy as np\n\nprint(1)", "01 05"),
     ],
 )
 def test_an_edit_concerns_the_stages_and_trainings_that_use_it(tmp_path, file, old, new, concerned):

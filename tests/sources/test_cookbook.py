@@ -49,6 +49,29 @@ def test_json_lines(tmp_path):
     assert (report.pairs, report.text_only, report.skipped) == (1, 1, [])
 
 
+def test_whole_sources_are_held_back_and_another_field_holds_the_lines(tmp_path):
+    soup = SOUP | {"images": ["a.jpg"], "stars": 5}
+    rows = [soup | {"id": f"{i}", "title": f"Soup {i}", "source": f"book {i % 3}"} for i in range(30)]
+    rows = [row | {"plain": [f"carrot {row['id']}"]} for row in rows]
+    photo(json_lines(tmp_path / "lines", *rows) / "a.jpg")
+    photo(tmp_path / "table" / "a.jpg")
+    with (tmp_path / "table" / "book.csv").open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["id", "title", "ingredients", "plain", "instructions", "images", "Source"])
+        table.writerows([r["id"], r["title"], "x", r["plain"][0], "Boil.", "a.jpg", r["source"]] for r in rows)
+    for folder in ("lines", "table"):
+        options = {"shift": ["source: book 1", "source: none"], "ingredients": "plain"}
+        recipes, _ = read_cookbook(tmp_path / folder, **options)
+        held = {recipe.id for recipe in recipes if recipe.split == "shift"}
+        assert held == {row["id"] for row in rows if row["source"] == "book 1"}, folder
+        assert {recipe.split for recipe in recipes} == {"train", "val", "test", "shift"}
+        assert all(recipe.ingredients == [f"carrot {recipe.id}"] for recipe in recipes)
+        others = {r.id: r.split for r in read_cookbook(tmp_path / folder)[0] if r.id not in held}
+        assert others == {r.id: r.split for r in recipes if r.id not in held}, "the others stay where they were"
+        with pytest.raises(DataError, match="no recipe with photo has source: none; see test_shift"):
+            read_cookbook(tmp_path / folder, shift=["source: none"])
+
+
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 def test_csv(tmp_path, delimiter):
     photo(tmp_path / "a.png")

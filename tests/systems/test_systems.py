@@ -8,7 +8,7 @@ from recipe_lib.causal.debiasing import VARIANTS, Debiasing
 from recipe_lib.data.clip_text import clip_ids
 from recipe_lib.data.loading import Draw, StudyDataset
 from recipe_lib.encoders.recipe import COMPONENTS
-from recipe_lib.losses import triplet_loss
+from recipe_lib.losses import asymmetric_loss, triplet_loss
 from recipe_lib.systems.attach import attach
 from recipe_lib.systems.base import SystemConfig, parameter_table
 from recipe_lib.systems.captions import bare_towers, set_towers
@@ -28,7 +28,7 @@ def test_a_config_is_gathered_from_parameters_by_name():
 @pytest.fixture
 def batch(tiny_store):
     rows = torch.arange(6).numpy()
-    return StudyDataset(tiny_store.split("train"), 48)[Draw(rows, True, 0)]
+    return StudyDataset(tiny_store.split("train"), 48, visible=True)[Draw(rows, True, 0)]
 
 
 @pytest.fixture
@@ -51,8 +51,35 @@ def test_every_variant_starts_where_the_baseline_stopped(baseline, batch, name):
     images, before = system.encode_images(batch), baseline.encode_images(batch)
     assert torch.equal(images.embedding, before.embedding)
     assert torch.equal(system.encode_recipes(batch.recipes).embedding, baseline.encode_recipes(batch.recipes).embedding)
-    assert (images.z.abs().max() > 0) == bool(VARIANTS[name].weights), "only what adds a term has one"
+    adds = bool(VARIANTS[name].weights) and VARIANTS[name].sides
+    assert (images.z.abs().max() > 0) == (adds in ("image", "both")), "only what adds a term has one"
+    recipes = system.encode_recipes(batch.recipes).embedding
+    moved = system.adjusted_recipes(recipes, batch.labels) - recipes
+    assert (moved.abs().max() > 0) == (adds in ("text", "both"))
     assert (images.logits is not None) == VARIANTS[name].classifier
+
+
+def test_a_recipes_own_ingredients_are_its_z(baseline, batch):
+    system = grown(baseline, "two_sided")
+    recipes, wv = torch.zeros(len(batch.labels), system.config.embed_dim), system.adjustment.value
+    z = system.adjusted_recipes(recipes, batch.labels)
+    for row, labels in enumerate(batch.labels):
+        own = system.adjustment.dictionary[labels > 0]
+        torch.testing.assert_close(z[row], wv(own).mean(0) if len(own) else torch.zeros_like(z[row]))
+
+
+def test_the_classifier_is_asked_only_for_what_shows(baseline, batch):
+    system = grown(baseline, "visible")
+    asked = system.asked(batch)
+    assert torch.equal(asked == 0, (batch.labels > 0) & (batch.visible == 0)) and (asked == 0).any()
+    logits = torch.randn(batch.labels.shape, requires_grad=True, generator=torch.Generator().manual_seed(0))
+    asymmetric_loss(logits, batch.labels, 2.0, 0.0, asked).backward()
+    assert torch.equal(logits.grad == 0, asked == 0), "no gradient from what cannot be seen"
+    seen = torch.linspace(0, 1, 20)
+    torch.manual_seed(1)
+    elsewhere = attach(baseline, replace(VARIANTS["visible"], **SMALL), torch.zeros(20, 16), None, seen)
+    assert torch.equal(elsewhere.asked(replace(batch, visible=None)), seen), "where nobody knows, by the class"
+    assert grown(baseline, "debiased").asked(batch) is None
 
 
 def test_debiased_z_equals_the_formula(baseline, batch):
@@ -76,7 +103,7 @@ def test_weights_of_each_kind(baseline):
     assert float(grown(baseline, "calibrated").probabilities(torch.zeros(1))) == pytest.approx(0.2)
     assert torch.equal(grown(baseline, "oracle").weights(None, labels, 1), labels)
     assert torch.unique(grown(baseline, "marginal").weights(logits, labels, 3), dim=0).shape == (1, 20)
-    with pytest.raises(ValueError, match="true labels"):
+    with pytest.raises(ValueError, match="true ingredients"):
         grown(baseline, "oracle").weights(None, None, 1)
 
 
@@ -118,7 +145,9 @@ def test_attaching_to_another_architecture_is_an_error(baseline):
 def clip_batch(clip_store):
     rows = torch.arange(6).numpy()
     features = torch.randn(96, 3, 128, generator=torch.Generator().manual_seed(0)).numpy()
-    return StudyDataset(clip_store.split("train"), 56, descriptions=True, segments=features)[Draw(rows, True, 0)]
+    return StudyDataset(clip_store.split("train"), 56, descriptions=True, segments=features, visible=True)[
+        Draw(rows, True, 0)
+    ]
 
 
 def test_the_joint_space_is_clips_own(dar, clip_batch):
@@ -193,7 +222,7 @@ def test_the_debiasing_module_attaches_to_clip_as_it_is(dar, clip_batch, name):
     system = attach(dar, replace(VARIANTS[name], **SMALL), dictionary, torch.linspace(0.1, 0.9, 20)).eval()
     images = system.encode_images(clip_batch)
     assert torch.equal(images.embedding, dar.encode_images(clip_batch).embedding)
-    assert (images.z.abs().max() > 0) == bool(VARIANTS[name].weights)
+    assert (images.z.abs().max() > 0) == (bool(VARIANTS[name].weights) and VARIANTS[name].sides != "text")
     levels = [
         (
             s.encode_descriptions(clip_batch.descriptions),

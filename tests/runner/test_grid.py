@@ -1,0 +1,73 @@
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from recipe_lib.runner.grid import members, share
+from recipe_lib.runner.params import ParamsError
+from recipe_lib.runner.run import main
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_members_are_every_seed_in_every_world():
+    grid = members({"study": "e", "seeds": [1, 2], "worlds": ["calm: {noise: 0.0}", "plain: {}"]})
+    assert [m.study for m in grid] == ["e-calm-seed1", "e-calm-seed2", "e-plain-seed1", "e-plain-seed2"]
+    assert dict(grid[1].arguments) == {
+        "study": "e-calm-seed2",
+        "seed": "2",
+        "seeds": "[]",
+        "worlds": "[]",
+        "noise": "0.0",
+    }
+    assert [m.study for m in members({"study": "e", "seeds": [7], "worlds": []})] == ["e-seed7"]
+    for worlds in (["calm"], ["a: 1"], ["a: {}", "a: {noise: 0}"], ["{"]):
+        with pytest.raises(ParamsError, match="worlds: "):
+            members({"study": "e", "seeds": [1], "worlds": worlds})
+
+
+def test_a_slurm_array_shares_them_out():
+    grid = list(range(7))
+    environ = {"SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_COUNT": "3"}
+    shares = [share(grid, environ | {"SLURM_ARRAY_TASK_ID": str(task)}) for task in (1, 2, 3)]
+    assert sorted(number for part in shares for number in part) == grid
+    assert max(map(len, shares)) == 3 and share(grid, {}) == grid
+
+
+def test_what_is_wrong_with_one_study_is_said_before_the_first_begins(tmp_path, capsys):
+    command = ["params/smoke.yaml", "-p", "seeds", "[1]", "--outputs", str(tmp_path)]
+    assert main([*command, "-p", "worlds", '["odd: {noise: 2.0}"]']) == 1
+    assert "noise: 2.0 is not in [0..1]" in capsys.readouterr().err
+    assert main([*command, "--only", "05"]) == 1
+    assert "--only, --from and --fresh are for one study" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_study_that_fails_is_named_and_stops_no_other(tmp_path, capsys):
+    # Too few pairs for a batch: notebook 2 stops.
+    worlds = json.dumps(["bad: {kitchen_train: 2, kitchen_val: 1, kitchen_test: 1, ingredient_classes: 400}"])
+    command = ["params/smoke.yaml", "-p", "seeds", "[1]", "-p", "worlds", worlds, "--outputs", str(tmp_path)]
+    assert main(command) == 1
+    printed = capsys.readouterr()
+    assert "1 of 1 studies failed: smoke-bad-seed1" in printed.err and "FAILED, see" in printed.out
+    assert "error: " in (tmp_path / "smoke/logs/smoke-bad-seed1.log").read_text()
+    assert not (tmp_path / "smoke/06_evidence").exists()
+
+
+def test_sigterm_stops_the_studies_that_run_and_begins_no_other(tmp_path):
+    command = [sys.executable, "-m", "recipe_lib.runner.run", "params/smoke.yaml", "-p", "seeds", "[1, 2, 3]"]
+    grid = subprocess.Popen([*command, "--outputs", str(tmp_path)], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    log = tmp_path / "smoke/logs/smoke-seed1.log"
+    while not (log.is_file() and "01_data_preparation" in log.read_text()):
+        assert grid.poll() is None
+        time.sleep(0.1)
+    (study,) = psutil.Process(grid.pid).children()
+    grid.send_signal(signal.SIGTERM)
+    printed = grid.communicate(timeout=60)[1]
+    assert grid.returncode == 130 and "interrupted; the same command goes on from here" in printed
+    assert not psutil.pid_exists(study.pid) and not (tmp_path / "smoke/logs/smoke-seed2.log").exists()
