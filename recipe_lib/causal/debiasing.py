@@ -90,6 +90,9 @@ VARIANTS: dict[str, Debiasing] = {
     "marginal": Debiasing(classifier=True, weights="marginal"),
     "oracle_visible": Debiasing(weights="visible"),
     "fair_chance": Debiasing(classifier=True, weights="classifier", soft=True, calibrated=True, classifier_scale=3.0),
+    "fair_chance_10": Debiasing(
+        classifier=True, weights="classifier", soft=True, calibrated=True, classifier_scale=10.0
+    ),
     "visible": Debiasing(classifier=True, weights="classifier", soft=True, calibrated=True, visible=True),
     "text_side": Debiasing(weights="classifier", sides="text"),
     "two_sided": Debiasing(weights="classifier", classifier=True, sides="both"),
@@ -101,6 +104,18 @@ VARIANTS: dict[str, Debiasing] = {
     "stratified": Debiasing(stratified=0.5),
     "non_zero": Debiasing(mining="non_zero"),
     "hard_negatives": Debiasing(hard_negatives=1.0, mining="non_zero"),
+    "hardest": Debiasing(mining="hardest"),
+    "hardest_visible": Debiasing(
+        classifier=True,
+        weights="classifier",
+        soft=True,
+        calibrated=True,
+        classifier_scale=3.0,
+        visible=True,
+        hard_negatives=1.0,
+        mining="hardest",
+    ),
+    "swap_hardest": Debiasing(context_swap=0.5, mining="hardest"),
     "swap_hard": Debiasing(context_swap=0.5, hard_negatives=1.0, mining="non_zero"),
     "swap_hard_visible": Debiasing(
         classifier=True,
