@@ -11,7 +11,7 @@ from recipe_lib.runner.params import ParamsError, declared, load
 from tests.conftest import write_notebook
 
 ROOT = Path(__file__).parents[2]
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("0[1-6]_*.ipynb"))
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("0[1-7]_*.ipynb"))
 SHIPPED = sorted((ROOT / "params").rglob("*.yaml"))
 BAD = ROOT.parent / "shared/data/bad_inputs/params"
 
