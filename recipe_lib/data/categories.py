@@ -33,10 +33,10 @@ _WORD = re.compile(r"[^\W\d_][\w'’-]*")
 # Words that say nothing of the dish itself.
 _EMPTY = frozenset(
     """amazing amp awesome basic best better calorie cooker copycat crock crockpot day days delicious diet dinner
-    easiest easy ever family fast fat favorite favourite fashioned free friendly good grandma grandma's great healthy holiday
-    home homemade hour hours ii iii inspired instant low made make mama's minute minutes mom's mother's my new night old
-    oven party perfect pot quick quot real really recipe recipes simple skinny slow special style super sugar-free
-    tasty traditional ultimate version weeknight world's yummy""".split()
+    easiest easy ever family fast fat favorite favourite fashioned free friendly good grandma grandma's great healthy
+    holiday home homemade hour hours ii iii inspired instant low made make mama's minute minutes mom's mother's my new
+    night old oven party perfect pot quick quot real really recipe recipes simple skinny slow special style super
+    sugar-free tasty traditional ultimate version weeknight world's yummy""".split()
 )
 
 
