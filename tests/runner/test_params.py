@@ -280,6 +280,12 @@ def test_the_shared_empty_file(schema):
         ),
         ("method: dar", "text_tokens clip"),
         ("text_tokens: clip", "the others words"),
+        ("text_tokens: clip\nmethod: adamine\ncategories: 9", "LSTMs words or names"),
+        ("method: je", "categories are what method je classifies"),
+        ("method: adamine", "categories are what method adamine has triplets of"),
+        ("word_vectors: 64", "word_vectors are for methods with LSTMs"),
+        ("word_vectors: 64\nmethod: je\ncategories: 9", "which take recipe_dim numbers"),
+        ("frozen_epochs: 1\nmethod: dar\ntext_tokens: clip", "are for backbones of timm"),
         ("segments: 4", "segments by variants that swap context"),
         ("descriptions: true", "read by method dar"),
         ("method: dar\ntext_tokens: clip\npretrained: true", "have weights where both"),
@@ -291,7 +297,7 @@ def test_the_shared_empty_file(schema):
         ("description_backend: llm", "description_model must name the model"),
         ("segment_backend: sam", "segment_model must name the model"),
         ("frozen: [conv1, layr1]", "frozen 'layr1': the photo backbone has no such part; it has all, conv1"),
-        ("frozen: [all]\nmethod: dar\ntext_tokens: clip", "frozen names parts of method ht"),
+        ("frozen: [all]\nmethod: dar\ntext_tokens: clip", "frozen names parts of a backbone of timm"),
         ("augment: rand-7", "augment 'rand-7': not a RandAugment policy"),
         ("epochs: 0", "epochs may be 0 only where weights_from names a checkpoint"),
         ("vocab_file: vocab.pkl\ntext_tokens: clip\nmethod: dar", "vocab_file is for text_tokens words"),
@@ -313,8 +319,13 @@ def test_impossible_combinations_stop_before_the_start(tmp_path, lines, word):
 def test_a_method_has_a_folder_beside_the_study_it_is_put_on():
     schema = declared(NOTEBOOKS)
     methods = sorted((ROOT / "params/methods").glob("*.yaml"))
+    papers = [method for method in methods if method.stem.endswith("_recipe1m")]
     for data in ("kitchen", "cookbook", "recipe1m"):
-        for method in methods:
+        for method in (method for method in methods if method not in papers):
             crop = [("crop_size", "56")] * (data == "cookbook")
             values = load([ROOT / f"params/{data}.yaml", method], crop, schema)
             assert values["study"] == f"{data}_{method.stem}"
+    for paper in papers:  # what makes a method's file the paper's configuration comes after it
+        method = paper.with_stem(paper.stem.removesuffix("_recipe1m"))
+        values = load([ROOT / "params/recipe1m.yaml", method, paper], [], schema)
+        assert values["study"] == f"recipe1m_{method.stem}" and values["source"] == "recipe1m"
