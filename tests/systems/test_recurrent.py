@@ -214,7 +214,7 @@ def test_the_papers_size(method, more):
 def test_through_all_five_notebooks(tmp_path, method):
     """On a small kitchen: causal module attached, with its control, and a dictionary of the LSTM's word vectors."""
     small = {"recipe_dim": 16, "word_vectors": 16, "system_args": '["instruction_dim: 12"]', "epochs": 1}
-    small |= {"debias_epochs": 1, "alternate": "[1]" if method == "je" else "[]"}
+    small |= {"debias_epochs": 1}
     options = [word for key, value in small.items() for word in ("-p", key, str(value))]
     run = [sys.executable, "-m", "recipe_lib.runner.run", "params/smoke.yaml", f"params/methods/{method}.yaml"]
     done = subprocess.run([*run, *options, "--outputs", str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
