@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from tokenizers import Tokenizer
@@ -42,6 +43,7 @@ RECIPES = pa.schema(
 GIVEN = pa.schema({"description": _STRING, "segment_root": _STRING, "segments": _STRINGS})
 TEXT = ["title", "ingredients", "instructions", "names"]
 SHARD = 2048  # recipes of the source per shard; they may go to several splits
+HELD = 1 << 27  # bytes of photo files that end a shard before: one for each core is in memory
 
 
 @dataclass(frozen=True)
@@ -205,14 +207,16 @@ def prepare_more(recipes: Iterable[Recipe], folder: Path, store: Store, workers:
 def _shards(recipes: Iterable[Recipe]) -> Iterator[list[Recipe]]:
     seen: set[str] = set()
     shard: list[Recipe] = []
+    held = 0
     for recipe in recipes:
         if recipe.id in seen:
             raise DataError(f"recipe {recipe.id}: the id is there twice; ids must be unique over all splits")
         seen.add(recipe.id)
         shard.append(recipe)
-        if len(shard) == SHARD:
+        held += sum(len(image) for image in recipe.images if isinstance(image, bytes))
+        if len(shard) == SHARD or held > HELD:
             yield shard
-            shard = []
+            shard, held = [], 0
     if shard:
         yield shard
 
@@ -281,6 +285,7 @@ def _photos(recipe: Recipe, config: StoreConfig, skipped: list[str]) -> dict[int
                 root = recipe.image_root
                 if root and not Path(os.path.realpath(image)).is_relative_to(root):
                     raise ImageError(f"{image}: is a link that leaves {root}; it is not read")
+            if not isinstance(image, np.ndarray):
                 image = read_image(image)
             photos[position] = to_jpeg(
                 image, config.image_size, resample=config.image_filter, quality=config.jpeg_quality
@@ -391,6 +396,8 @@ def _state(recipe: Recipe) -> str:
         if isinstance(image, Path):
             state = image.stat() if image.is_file() else None
             images.append(f"{image} {state and (state.st_size, state.st_mtime_ns)}")
+        elif isinstance(image, bytes):
+            images.append(hashlib.sha256(image).hexdigest())
         else:
             images.append(f"{image.shape} {hashlib.sha256(image.tobytes()).hexdigest()}")
     fields = [recipe.id, recipe.title, recipe.ingredients, recipe.instructions, recipe.split, recipe.names]

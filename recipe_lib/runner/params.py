@@ -241,6 +241,9 @@ TOGETHER = {
     ),
     "a vocab_file is for text_tokens words": lambda vocab_file, text_tokens: not vocab_file or text_tokens == "words",
     "method must name a system": _is_known,
+    "hub_columns must hold entries field: column": (
+        lambda hub_columns: all(all(map(str.strip, entry.partition(":")[::2])) for entry in hub_columns)
+    ),
     "source_dir must name the folder": lambda source, source_dir: source == "kitchen" or source_dir,
     "variants must hold equal_compute and debiased, which the verdict compares, or nothing": (
         lambda variants: not variants or {"equal_compute", "debiased"} <= set(variants)

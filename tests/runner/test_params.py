@@ -58,8 +58,8 @@ def test_shipped_params_are_valid(path):
     assert values.keys() == schema.keys()
 
 
-def test_the_four_runs_are_shipped():
-    assert {path.stem for path in SHIPPED} >= {"kitchen", "smoke", "cookbook", "recipe1m"}
+def test_the_five_runs_are_shipped():
+    assert {path.stem for path in SHIPPED} >= {"kitchen", "smoke", "cookbook", "kaggle", "recipe1m"}
 
 
 def test_every_block_of_shipped_keys_begins_with_a_comment():
@@ -271,6 +271,8 @@ def test_the_shared_empty_file(schema):
         ("classifier_dim: 6\nclassifier_heads: 3", "multiple of 4"),
         ("val_share: 0.6\ntest_share: 0.5", "shares"),
         ("source: cookbook", "source_dir"),
+        ("source: hub", "source_dir"),
+        ('hub_columns: ["title: name", "images"]', "hub_columns must hold entries field: column"),
         ("variants: [oracle]", "variants must hold"),
         ("compare_with: [../x]", "not a folder name"),
         ("compare_with: ['']", "not a folder name"),
@@ -321,9 +323,9 @@ def test_a_method_has_a_folder_beside_the_study_it_is_put_on():
     schema = declared(NOTEBOOKS)
     methods = sorted((ROOT / "params/methods").glob("*.yaml"))
     papers = [method for method in methods if method.stem.endswith("_recipe1m")]
-    for data in ("kitchen", "cookbook", "recipe1m"):
+    for data in ("kitchen", "cookbook", "kaggle", "recipe1m"):
         for method in (method for method in methods if method not in papers):
-            crop = [("crop_size", "56")] * (data == "cookbook")
+            crop = [("crop_size", "56")] * (data in ("cookbook", "kaggle"))
             values = load([ROOT / f"params/{data}.yaml", method], crop, schema)
             assert values["study"] == f"{data}_{method.stem}"
     for paper in papers:  # what makes a method's file the paper's configuration comes after it
