@@ -1,6 +1,6 @@
-"""Which recipes stand in one batch, so are each other's negatives: of one stratum, or differing in few ingredients.
+"""Which recipes stand in one batch, so are each other's negatives: of one stratum, of a kind, or of like ingredients.
 
-Both read the recipes alone, never a photo: strata and neighbours of photos would hold the very context that is to go.
+All read the recipes alone, never a photo: strata and neighbours of photos would hold the very context that is to go.
 """
 
 from __future__ import annotations
@@ -66,3 +66,31 @@ def with_neighbours(rows: np.ndarray, nearest: np.ndarray) -> np.ndarray:
                 free.discard(other)
                 order.append(other)
     return np.array(order, rows.dtype)
+
+
+def half_of_a_kind(rows: np.ndarray, category: np.ndarray, batch_size: int) -> np.ndarray:
+    """Rows in an order in which half of each batch are pairs of one category, as AdaMine's batches (arXiv:1804.11146).
+
+    Pairs follow from the given order, so a category is drawn in proportion to its pairs. The other half are the rows
+    without a category, then whatever is left. Each row stands once: where pairs or others run out, batches go without.
+
+    Args:
+        category: of every row there is, -1 for none.
+    """
+    waiting: dict[int, int] = {}  # category -> the row that has no partner yet
+    pairs: list[tuple[int, int]] = []
+    for row in rows.tolist():
+        kind = int(category[row])
+        if kind >= 0 and kind in waiting:
+            pairs.append((waiting.pop(kind), row))
+        elif kind >= 0:
+            waiting[kind] = row
+    quarter = batch_size // 4
+    paired = np.array(pairs[: len(rows) // 4], rows.dtype).reshape(-1, 2)
+    others = rows[~np.isin(rows, paired)]
+    others = others[np.argsort(category[others] >= 0, kind="stable")]
+    order, beside = [], batch_size - 2 * quarter
+    for step in range(-(-len(rows) // batch_size)):
+        order += [paired[step * quarter : (step + 1) * quarter].ravel(), others[step * beside : (step + 1) * beside]]
+    order += [paired[(step + 1) * quarter :].ravel(), others[(step + 1) * beside :]]
+    return np.concatenate(order)

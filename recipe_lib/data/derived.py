@@ -61,12 +61,12 @@ def add_descriptions(
     """
     if given or describer is None:
         with Workers(workers) as pool:
-            jobs = [(folder, number, given) for number in _numbers(folder)]
+            jobs = [(folder, number, given) for number in numbers(folder)]
             records = list(progress(pool.map(_describe_shard, jobs), "described shards", len(jobs)))
     else:
-        told = describer.describe(_text(folder, _numbers(folder)), cache)
+        told = describer.describe(_text(folder, numbers(folder)), cache)
         # Shards are written again from the cache: it tells what is described and by what, shards do not.
-        records = [_write_descriptions(folder, number, told) for number in _numbers(folder)]
+        records = [_write_descriptions(folder, number, told) for number in numbers(folder)]
         for _ in told:  # to its end, where it lets go of the cache
             pass
     sources = sum((Counter(record["sources"]) for record in records), Counter())
@@ -74,7 +74,7 @@ def add_descriptions(
         raise DataError(
             f"{folder}: no recipe of the source brings a description; choose description_backend cues or llm"
         )
-    return _note(folder, "descriptions", records, {"sources": dict(sorted(sources.items()))})
+    return note(folder, "descriptions", records, {"sources": dict(sorted(sources.items()))})
 
 
 def add_segments(
@@ -105,7 +105,7 @@ def add_segments(
     Raises:
         DataError: none is given.
     """
-    jobs = [(folder, number, n, size, given, sam, rank) for number in _numbers(folder)]
+    jobs = [(folder, number, n, size, given, sam, rank) for number in numbers(folder)]
     # A model stays in this process, which may have a GPU.
     with Workers(1 if (sam or rank) and not given else workers) as pool:
         records = list(progress(pool.map(_segment_shard, jobs), "segmented shards", len(jobs)))
@@ -116,15 +116,16 @@ def add_segments(
             raise DataError(
                 f"{folder}: the source brings no segment of a photo; choose segment_backend superpixels or sam"
             )
-    return _note(folder, "segments", records, {"n": n, "size": size} | counts)
+    return note(folder, "segments", records, {"n": n, "size": size} | counts)
 
 
-def _numbers(folder: Path) -> list[int]:
+def numbers(folder: Path) -> list[int]:
     """Shards, by their records."""
     return sorted(int(path.stem) for path in (folder / "shards").glob("[0-9]*.json") if path.stem.isdigit())
 
 
-def _splits(folder: Path, number: int) -> list[str]:
+def splits(folder: Path, number: int) -> list[str]:
+    """The splits of a shard whose recipes have photos."""
     record = json.loads((folder / "shards" / f"{number:05d}.json").read_text("utf-8"))
     return [split for split in record["recipes"] if split != TEXT_ONLY]
 
@@ -134,7 +135,7 @@ def _made_from(maker: Callable, folder: Path, number: int, *settings: str) -> st
     return digest(code_digest(maker), recipes, *settings)
 
 
-def _note(folder: Path, name: str, records: list[dict], facts: dict) -> dict:
+def note(folder: Path, name: str, records: list[dict], facts: dict) -> dict:
     """The card tells that the store has them, and of which bytes they are."""
     card = json.loads((folder / "card.json").read_text("utf-8"))
     files = sorted(pair for record in records for pair in record["files"].items())
@@ -148,7 +149,7 @@ def _note(folder: Path, name: str, records: list[dict], facts: dict) -> dict:
 
 def _text(folder: Path, numbers: list[int]) -> Iterator[tuple]:
     for number in numbers:
-        for split in _splits(folder, number):
+        for split in splits(folder, number):
             table = pq.read_table(folder / split / f"{number:05d}.recipes.parquet", columns=TEXT)
             yield from zip(*(column.to_pylist() for column in table), strict=True)
 
@@ -157,7 +158,7 @@ def _describe_shard(folder: Path, number: int, given: bool) -> dict:
     made_by = "given" if given else "cues"
     if record := finished(_record(folder, number), _made_from(_describe_shard, folder, number, made_by), folder):
         return record
-    texts = chain(*(_given(folder / split / f"{number:05d}", "description") for split in _splits(folder, number)))
+    texts = chain(*(_given(folder / split / f"{number:05d}", "description") for split in splits(folder, number)))
     told = (
         (id_, text, "given") if given and text else (id_, describe_cues(*recipe), "cues")
         for (id_, *recipe), text in zip(_text(folder, [number]), texts, strict=True)
@@ -180,7 +181,7 @@ def _write_descriptions(folder: Path, number: int, told: Iterator[tuple[str, str
     """Take a shard's descriptions from `told`, (id, text, source) in the order of its recipes."""
     made_from = _made_from(_describe_shard, folder, number, made_by)
     record = {"made_from": made_from, "files": {}, "sources": {}}
-    for split in _splits(folder, number):
+    for split in splits(folder, number):
         name = f"{split}/{number:05d}"
         rows = pq.read_metadata(folder / f"{name}.recipes.parquet").num_rows
         texts, sources = zip(*(next(told)[1:] for _ in range(rows)), strict=True)
@@ -212,7 +213,7 @@ def _segment_shard(
 ) -> dict:
     path = folder / "shards" / f"{number:05d}.segments.json"
     pictures = {
-        s: _pictures(folder / s / f"{number:05d}", first_only=s != "train") for s in _splits(folder, number) if given
+        s: _pictures(folder / s / f"{number:05d}", first_only=s != "train") for s in splits(folder, number) if given
     }
     made_by = [json.dumps(pictures, default=_state)] if given else [str(sam or "superpixels"), str(rank or "rule")]
     made_from = _made_from(_segment_shard, folder, number, *made_by, str(n), str(size))
@@ -220,7 +221,7 @@ def _segment_shard(
         return record
     record = {"made_from": made_from, "files": {}, "photos": 0, "segments": 0, "photos_without": 0, "skipped": []}
     parts = folder / "shards" / f"segments-{number:05d}"  # chunks that are finished
-    for split in _splits(folder, number):
+    for split in splits(folder, number):
         name = f"{split}/{number:05d}"
         sizes: list[list[int]] = []
         dishes: list[str] = []

@@ -52,8 +52,8 @@ class Batch:
     Shape:
         images (B, 3, H, W) uint8; labels (B, K) float; visible (B, K) float, the labels that show in the photo, None
         where nobody knows; descriptions (B, L) int64 ids of CLIP; segments (B, n, E)
-        features or (B, n, 3, S, S) uint8 pixels, their mask (B, n) bool. The last three are None for systems that do
-        not read them.
+        features or (B, n, 3, S, S) uint8 pixels, their mask (B, n) bool; category (B,) int64, -1 for none. The last
+        four are None for systems that do not read them.
     """
 
     recipes: RecipeBatch
@@ -64,6 +64,7 @@ class Batch:
     segments: Tensor | None = None
     segment_mask: Tensor | None = None
     visible: Tensor | None = None
+    category: Tensor | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         move = (getattr(self, f.name) for f in fields(self))
@@ -167,6 +168,7 @@ class StudyDataset(Dataset):
         first_photo_only: no choice among a recipe's photos.
         seed: the same seed, epoch and rows give the same batch in any worker.
         descriptions: batches hold the imagined descriptions.
+        category: batches hold the kind of dish.
         segments: (photos of the split, n, E) features of each photo's segments; batches hold those of its photos. Or
             a number: batches hold the pixels of at most so many segments of each photo; 0: none.
         visible: batches hold the labels that show in the photo, where that is known.
@@ -187,11 +189,12 @@ class StudyDataset(Dataset):
         descriptions: bool = False,
         segments: np.ndarray | int = 0,
         visible: bool = False,
+        category: bool = False,
         swap: float = 0.0,
         swap_radius: tuple[float, float] = (0.28, 0.44),
     ):
         self.split, self.text_only, self.crop, self.augment, self.seed = split, text_only, crop, augment, seed
-        self.descriptions, self.segments = descriptions, segments
+        self.descriptions, self.segments, self.category = descriptions, segments, category
         self.policy, self.choose = RandAugment(policy) if policy else None, augment and not first_photo_only
         self.visible, self.swap, self.swap_radius = visible and split.knows_visible, swap, swap_radius
 
@@ -222,6 +225,8 @@ class StudyDataset(Dataset):
         batch = Batch(recipe_batch(self.split, draw.rows), rows, torch.from_numpy(images).permute(0, 3, 1, 2), labels)
         if self.visible:
             batch.visible = torch.from_numpy(self.split.visible_matrix(draw.rows)).float()
+        if self.category:
+            batch.category = torch.from_numpy(self.split.categories[draw.rows])
         if self.descriptions:
             batch.descriptions = torch.from_numpy(self.split.description_tokens(draw.rows))
         if isinstance(self.segments, int):
@@ -254,6 +259,8 @@ class PairedBatches(Sampler[Draw]):
     Args:
         batch_size: pairs per step over all processes; each takes every world-th row of the same batch.
         strata, stratified: (pairs,) stratum of each pair, and the share of the batches drawn within one.
+        category: (pairs,) kind of dish of each pair, -1 for none: half of each batch are two of a kind, so far as they
+            reach; of the batches that are neither of one stratum nor hard.
         nearest, hard: (pairs, n) near ones of each pair, and the share of the batches that bring such together.
         rank, world: this process among all. Rows of a batch that do not divide among all are dropped.
 
@@ -272,6 +279,7 @@ class PairedBatches(Sampler[Draw]):
         stratified: float = 0.0,
         nearest: np.ndarray | None = None,
         hard: float = 0.0,
+        category: np.ndarray | None = None,
         rank: int = 0,
         world: int = 1,
     ):
@@ -279,7 +287,7 @@ class PairedBatches(Sampler[Draw]):
             raise ValueError(f"a batch of {batch_size} does not divide among {world} devices")
         self.pairs, self.batch_size, self.text_only, self.seed, self.epoch = pairs, batch_size, text_only, seed, 0
         self.strata, self.stratified, self.nearest, self.hard = strata, stratified, nearest, hard
-        self.rank, self.world = rank, world
+        self.category, self.rank, self.world = category, rank, world
 
     def set_epoch(self, epoch: int) -> None:
         """Lightning calls this: the order follows from the seed and the epoch, so a resumed run sees the same."""
@@ -301,7 +309,7 @@ class PairedBatches(Sampler[Draw]):
     def __iter__(self) -> Iterator[Draw]:
         rng = np.random.default_rng([self.seed, self.epoch])
         order, text = rng.permutation(self.pairs), rng.permutation(self.text_only)
-        if self.stratified or self.hard:
+        if self.stratified or self.hard or self.category is not None:
             order = self._arranged(order, np.random.default_rng([self.seed, self.epoch, 1]))
         for step in range(self._paired()):
             rows = order[step * self.batch_size : (step + 1) * self.batch_size]
@@ -312,7 +320,8 @@ class PairedBatches(Sampler[Draw]):
                 yield Draw(self._share(text[np.unique(take % self.text_only)]), False, self.epoch)
 
     def _arranged(self, order: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """The same rows with some of the batches made of one stratum, some of near ones; batches in random order."""
+        """The same rows with some of the batches made of one stratum, some of near ones, the others half of two of a
+        kind; batches in random order."""
         whole = self.pairs // self.batch_size
         stratified, hard = (round(share * whole) * self.batch_size for share in (self.stratified, self.hard))
         if hard:  # near ones are looked for among all pairs, then some are taken
@@ -321,6 +330,9 @@ class PairedBatches(Sampler[Draw]):
         one = slice(hard, hard + stratified)
         if stratified:
             order[one] = batches.of_one_stratum(order[one], self.strata, rng)
+        if self.category is not None:
+            rest = slice(hard + stratified, None)
+            order[rest] = batches.half_of_a_kind(order[rest], self.category, self.batch_size)
         arranged = order[: whole * self.batch_size].reshape(whole, self.batch_size)
         return np.concatenate([arranged[rng.permutation(whole)].ravel(), order[whole * self.batch_size :]])
 

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from recipe_lib.data.parallel import Workers, progress
 from recipe_lib.data.recipe import DataError, Recipe
 from recipe_lib.data.shards import digest, finished, nested, parquet, remove, save
 from recipe_lib.data.store import TEXT_ONLY, Store
-from recipe_lib.data.text import SentenceEncoder, word_tokenizer
+from recipe_lib.data.text import SentenceEncoder, name_token, with_names, word_tokenizer
 from recipe_lib.paths import atomic_write_text
 from recipe_lib.reachable import code_digest
 
@@ -54,7 +54,9 @@ class StoreConfig:
         ingredient_classes: K, the most frequent ingredients of the paired training recipes.
         max_sentences: ingredient lines, and instruction steps, kept of each recipe.
         max_tokens: token ids kept of each sentence.
-        text_tokens: "words", or "clip": the byte pairs of CLIP's text towers, start and end among them.
+        text_tokens: "words"; "names": words, but a line is one token, the name of its ingredient, where at least
+            `min_word_count` paired training recipes hold it, else its words; or "clip": the byte pairs of CLIP's text
+            towers, start and end among them.
         image_filter, jpeg_quality: how photos are resized and stored; see `to_jpeg`.
     """
 
@@ -147,6 +149,9 @@ def _write_store(
         # Now that the classes are known, lines that join two of them count for both.
         jobs = ((folder, number, classes) for number in range(len(records)))
         classes = IngredientClasses.from_counts(sum(pool.map(_mention, jobs), Counter()), config.ingredient_classes)
+    if config.text_tokens == "names":
+        jobs = ((folder, number, None) for number in range(len(records)))
+        tokenizer = with_names(tokenizer, sum(pool.map(_mention, jobs), Counter()), config.min_word_count)
     atomic_write_text(folder / "tokenizer.json", tokenizer.to_str())
     classes.save(folder / "classes.csv")
 
@@ -300,8 +305,8 @@ def _count(folder: Path, number: int, classes: IngredientClasses | None) -> tupl
     return words, recipes_with
 
 
-def _mention(folder: Path, number: int, classes: IngredientClasses) -> Counter[str]:
-    """The number of a shard's paired training recipes that name each class."""
+def _mention(folder: Path, number: int, classes: IngredientClasses | None) -> Counter[str]:
+    """The number of a shard's paired training recipes that name each class; None: each ingredient."""
     path = folder / "train" / f"{number:05d}.recipes.parquet"
     lists = pq.read_table(path, columns=["names"])["names"].to_pylist() if path.is_file() else []
     return Counter(name for names in lists for name in mentions(names, classes))
@@ -323,7 +328,7 @@ def _write_tokens(folder: Path, number: int, tokenizer: str, classes: Ingredient
         table = pq.read_table(folder / split / f"{number:05d}.recipes.parquet", columns=TEXT)
         for title, ingredients, steps, names in zip(*(column.to_pylist() for column in table), strict=True):
             kept = [i for i, line in enumerate(ingredients) if line.split()][: config.max_sentences]
-            fields = sentences(title, ingredients, steps, config)
+            fields = sentences(title, ingredients, steps, config, names)
             lines.append(max(1, len(kept)))
             for sentence in fields:
                 words += encode(sentence)
@@ -345,10 +350,26 @@ def _write_tokens(folder: Path, number: int, tokenizer: str, classes: Ingredient
     return record
 
 
-def sentences(title: str, ingredients: Iterable[str], steps: Iterable[str], config: StoreConfig) -> list[str]:
-    """What is tokenised of a recipe, in order: title, ingredient lines, steps; an empty one where there is none."""
-    parts = ([line for line in lines if line.split()][: config.max_sentences] or [""] for lines in (ingredients, steps))
-    return [title, *(sentence for part in parts for sentence in part)]
+def sentences(
+    title: str,
+    ingredients: Sequence[str],
+    steps: Iterable[str],
+    config: StoreConfig,
+    names: Sequence[str | None] | None = None,
+) -> list[str]:
+    """What is tokenised of a recipe, in order: title, ingredient lines, steps; an empty one where there is none.
+
+    Args:
+        names: of the lines, where the source knows them; for `text_tokens` "names".
+    """
+    lines = [i for i, line in enumerate(ingredients) if line.split()][: config.max_sentences]
+    if config.text_tokens == "names":
+        names = [ingredient_names(line) for line in ingredients] if names is None else names
+        parts = [[name_token(names[i]) for i in lines]]
+    else:
+        parts = [[ingredients[i] for i in lines]]
+    parts.append([step for step in steps if step.split()][: config.max_sentences])
+    return [title, *(sentence for part in parts for sentence in part or [""])]
 
 
 @lru_cache(1)

@@ -7,7 +7,8 @@
     <folder>/<split>/00000.tokens.parquet    token ids and labels, row for row
     <folder>/shards/                         what each shard was made from
 
-`prepare` writes it; `derived` adds descriptions and segments where a system wants them. Nothing is tokenised or resized
+`prepare` writes it; `derived` adds descriptions and segments, `categories` kinds of dishes, `word_vectors` vectors of
+words, each where a system wants them. Nothing is tokenised or resized
 again in training. Token ids of a split live in memory as flat arrays (Recipe1M: about 250 MB); a photo is one read of a
 file at a known place.
 """
@@ -54,7 +55,7 @@ class Store:
     def split(self, name: str) -> Split:
         if name not in self.card["recipes"]:
             raise DataError(f"{self.folder}: no split {name!r}; it has {', '.join(self.card['recipes'])}")
-        extras = {kind: self.card[kind] for kind in ("descriptions", "segments") if kind in self.card}
+        extras = {kind: self.card[kind] for kind in ("descriptions", "segments", "categories") if kind in self.card}
         return Split(self.folder / name, len(self.classes.names), extras)
 
 
@@ -69,7 +70,7 @@ class Split:
     def __init__(self, folder: Path, num_classes: int, extras: Mapping[str, dict]):
         self.name = folder.name
         self.num_classes = num_classes
-        self.extras = extras  # what the card says of "descriptions" and "segments", where there are any
+        self.extras = extras  # what the card says of "descriptions", "segments" and "categories", where there are any
         self._folder, self._shards = folder, sorted(folder.glob("*.recipes.parquet"))
         shards = [pq.ParquetFile(path).read() for path in sorted(folder.glob("*.tokens.parquet"))]
         self._first_row = np.cumsum([0, *(len(shard) for shard in shards[:-1])])
@@ -125,6 +126,11 @@ class Split:
     def photo_start(self) -> np.ndarray:
         """(recipes + 1,) photos before each recipe."""
         return _flat(self._photo_sizes.offsets)
+
+    @cached_property
+    def categories(self) -> np.ndarray:
+        """(N,) int64, the kind of dish of each recipe, -1 for none; see `categories`."""
+        return np.array(self._column("category", "categories"), np.int64)
 
     @property
     def descriptions(self) -> list[str]:

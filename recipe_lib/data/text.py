@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from functools import lru_cache
@@ -36,6 +37,21 @@ def word_tokenizer(counts: Mapping[str, int], min_count: int) -> Tokenizer:
     order = dict.fromkeys([*MARKS, *known])
     tokenizer.model = WordLevel({word: i for i, word in enumerate(order)}, unk_token="<unk>")
     # They are not declared as special: "<pad>" in a recipe's text is three words, not padding.
+    return tokenizer
+
+
+def name_token(name: str | None) -> str:
+    """An ingredient's name as one token, "olive_oil"; of several the first; "" where there is none."""
+    return re.sub(r"[\s!-/:-@\[-`{-~]+", "_", (name or "").split(";")[0].strip().lower())
+
+
+def with_names(tokenizer: Tokenizer, counts: Mapping[str, int], min_count: int) -> Tokenizer:
+    """The same with a token for every ingredient name that at least `min_count` recipes hold."""
+    words = tokenizer.get_vocab()
+    names = {name_token(name) for name, count in counts.items() if count >= min_count} - words.keys() - {""}
+    tokenizer.model = WordLevel(
+        words | {name: len(words) + i for i, name in enumerate(sorted(names))}, unk_token="<unk>"
+    )
     return tokenizer
 
 
@@ -83,7 +99,12 @@ class SentenceEncoder:
     def __init__(self, tokenizer: Tokenizer, max_tokens: int):
         self.max_tokens = max_tokens
         self._start, self._end = (tokenizer.token_to_id(mark) for mark in ("<start>", "<end>"))
-        self._ids = lru_cache(1 << 18)(lambda word: tuple(tokenizer.encode(word, add_special_tokens=False).ids))
+
+        def ids(word: str) -> tuple[int, ...]:
+            known = tokenizer.token_to_id(word) if "_" in word else None  # as `with_names` has it
+            return tuple(tokenizer.encode(word, add_special_tokens=False).ids) if known is None else (known,)
+
+        self._ids = lru_cache(1 << 18)(ids)
 
     def __call__(self, sentence: str) -> list[int]:
         """1 to max_tokens ids; a text without a word is `<start>` and `<end>`: no mean is taken over nothing."""

@@ -1,7 +1,19 @@
 """Losses, one per file."""
 
 from recipe_lib.losses.asymmetric import asymmetric_loss, posterior
+from recipe_lib.losses.category import category_loss
 from recipe_lib.losses.circle import circle_loss
+from recipe_lib.losses.cosine import cosine_loss, mismatches
+from recipe_lib.losses.semantic import semantic_triplet_loss
 from recipe_lib.losses.triplet import triplet_loss
 
-__all__ = ["asymmetric_loss", "circle_loss", "posterior", "triplet_loss"]
+__all__ = [
+    "asymmetric_loss",
+    "category_loss",
+    "circle_loss",
+    "cosine_loss",
+    "mismatches",
+    "posterior",
+    "semantic_triplet_loss",
+    "triplet_loss",
+]

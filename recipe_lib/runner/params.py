@@ -194,7 +194,7 @@ def _is_read(clip_model: str, crop_size: int, method: str) -> bool:
 
 
 def _can_freeze(frozen: list[str], image_model: str, image_model_args: list[str], method: str) -> bool:
-    if not frozen or method != "ht":
+    if not frozen or method not in ("ht", *LSTM):
         return not frozen
     from recipe_lib.encoders.image import check_frozen  # as above
 
@@ -225,6 +225,7 @@ def _augments(augment: str) -> bool:
 
 
 CLIP = ("dar", "captions", "zero_shot")  # methods whose towers and tokens are CLIP's
+LSTM = ("je", "adamine")  # methods that read ingredients by name, and categories
 # What single ranges cannot say: these combinations would stop a run in the middle. A rule's arguments are parameters.
 TOGETHER = {
     "crop_size must be at most image_size": lambda crop_size, image_size: crop_size <= image_size,
@@ -251,17 +252,33 @@ TOGETHER = {
         lambda debias_batch_size, devices, num_nodes: debias_batch_size % (devices * num_nodes) == 0
     ),
     "at most 50 positions are learnt": lambda max_sentences, max_tokens: max(max_sentences, max_tokens) <= 50,
-    "CLIP's towers read text_tokens clip, the others words": (
+    "CLIP's towers read text_tokens clip, LSTMs words or names, the others words": (
         lambda method, text_tokens: (
-            (method == "ht") <= (text_tokens == "words") and (method in CLIP) <= (text_tokens == "clip")
+            (method == "ht") <= (text_tokens == "words")
+            and (method in CLIP) <= (text_tokens == "clip")
+            and (method in LSTM) <= (text_tokens != "clip")
         )
+    ),
+    "categories are what method je classifies, unless category_weight is 0": (
+        lambda method, categories, category_weight: method != "je" or categories or not category_weight
+    ),
+    "categories are what method adamine has triplets of, unless semantic_weight is 0": (
+        lambda method, categories, semantic_weight: method != "adamine" or categories or not semantic_weight
+    ),
+    "word_vectors are for methods with LSTMs, which take recipe_dim numbers": (
+        lambda word_vectors, recipe_dim, method: (
+            not word_vectors or (word_vectors == recipe_dim and method not in ("ht", *CLIP))
+        )
+    ),
+    "frozen_epochs and alternate are for backbones of timm": (
+        lambda frozen_epochs, alternate, method: method not in CLIP or not (frozen_epochs or alternate)
     ),
     "only the kitchen knows what shows in a photo, as oracle_visible is told": (
         lambda source, variants: source == "kitchen" or "oracle_visible" not in variants
     ),
     "descriptions are read by method dar, segments by variants that swap context too (distances_from brings them)": (
         lambda method, descriptions, segments, variants: (
-            method not in ("ht", "captions") or not (descriptions or (segments and not _swaps(variants)))
+            method not in ("ht", "captions", *LSTM) or not (descriptions or (segments and not _swaps(variants)))
         )
     ),
     "CLIP's towers have weights where both pretrained and clip_pretrained say so": (
@@ -271,9 +288,9 @@ TOGETHER = {
         lambda segment_encoder, adapters: segment_encoder == "frozen" or adapters in ("both", "image")
     ),
     "crop_size must be the side of the photos that the CLIP reads": _is_read,
-    "frozen names parts of method ht; CLIP's towers are frozen as they are": _can_freeze,
+    "frozen names parts of a backbone of timm; CLIP's towers are frozen as they are": _can_freeze,
     "augment must name a policy": _augments,
-    "two tokens are CLIP's own marks": lambda text_tokens, max_tokens: text_tokens == "words" or max_tokens >= 3,
+    "two tokens are CLIP's own marks": lambda text_tokens, max_tokens: text_tokens != "clip" or max_tokens >= 3,
     "description_backend given is for the files of DAR's authors, source recipe1m": (
         lambda descriptions, description_backend, source: (
             not descriptions or description_backend != "given" or source == "recipe1m"

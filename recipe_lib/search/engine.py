@@ -174,7 +174,7 @@ class RecipeSearch:
         config, tokenizer = StoreConfig(**self.store.card["config"]), self.store.tokenizer
         ids = [*map(token_ids(tokenizer.to_str(), config), sentences(title, ingredients, steps, config))]
         unknown = {tokenizer.token_to_id("<unk>")}
-        if config.text_tokens == "words" and not any(i > END for sentence in ids for i in set(sentence) - unknown):
+        if config.text_tokens != "clip" and not any(i > END for sentence in ids for i in set(sentence) - unknown):
             raise DataError("no word of this recipe is known to the study; write it in the language of its recipes")
         tokens = Sentences.of([ids], [max(1, min(config.max_sentences, len(ingredients)))])
         batch = recipe_batch(tokens, np.arange(1)).to(devices.device())

@@ -30,9 +30,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SystemConfig:
-    """Architecture. Every value is a notebook parameter or a fact of the prepared data (vocabulary, num_classes).
+    """Architecture. Every value is a notebook parameter or a fact of the prepared data (vocabulary, num_...).
 
     Args:
+        num_categories: kinds of dishes; 0 where the study has none.
         method: name of the system; see `registry`.
         system_file: Python file that holds it, where it is not one of this package; else "".
         system_args: what that system alone reads, each as YAML "key: value"; see `System.args`.
@@ -48,6 +49,7 @@ class SystemConfig:
 
     vocabulary: int
     num_classes: int
+    num_categories: int = 0
     method: str = "ht"
     system_file: str = ""
     system_args: tuple[str, ...] = ()
@@ -133,6 +135,7 @@ class Step(NamedTuple):
         log: figures of this step, by name, for the history.
         player: whose losses are asked for.
         epoch: passes over the training pairs so far, a fraction included.
+        margin, mining: what `loss` is made with, for losses that a system brings.
         chunk: rows that are encoded at a time; 0: all. See `encoders.chunks`.
         shared: what the players of one step leave for those after them.
     """
@@ -144,6 +147,8 @@ class Step(NamedTuple):
     log: Callable[[dict[str, Tensor]], None]
     player: str = "main"
     epoch: float = 0.0
+    margin: float = 0.3
+    mining: str = "all"
     chunk: int = 0
     shared: dict[str, Any] | None = None
 
@@ -160,6 +165,7 @@ class System(nn.Module, ABC):
 
     Attributes:
         pairs: loss -> the two sides that it compares; see `sides`.
+        half_of_a_kind: half of each training batch are pairs of one category.
         objectives: modules that serve training alone (critics, generators ...); not among the saved weights.
         defaults: what `config.system_args` may set, with its default.
         args: the same with what is set.
@@ -167,6 +173,7 @@ class System(nn.Module, ABC):
 
     pairs: ClassVar[dict[str, tuple[str, str]]] = {"retrieval": ("image", "recipe")}
     defaults: ClassVar[dict[str, Any]] = {}
+    half_of_a_kind: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -222,7 +229,7 @@ class System(nn.Module, ABC):
 
     @property
     def reads(self) -> frozenset[str]:
-        """What a batch must hold besides photos, recipes and labels: "descriptions", "segments"."""
+        """What a batch must hold besides photos, recipes and labels: "category", "descriptions", "segments"."""
         return frozenset()
 
     # ---- what evaluation asks for ----
@@ -284,6 +291,22 @@ class System(nn.Module, ABC):
         """Embeddings (B, D) of this device's pairs, by name, besides "image" and "recipe"; those of no loss cost."""
         return {}
 
+    def train_parts(self, backbone: bool, rest: bool) -> None:
+        """Which of the two trains from now on, the photo backbone or all else; the other stands as if frozen.
+
+        What never trains stays as it is.
+        """
+        if not hasattr(self, "_trained"):
+            self._trained = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
+        for name, parameter in self._trained:
+            parameter.requires_grad_(backbone if name.startswith("image_encoder.backbone.") else rest)
+        self.train(rest)
+        self.image_encoder.train(backbone)  # statistics of BatchNorm stand still too
+
+    def further(self, sides: dict[str, Tensor], step: Step) -> dict[str, Tensor]:
+        """Losses by name besides those of `pairs`, over the sides of all devices; none whose weight is 0."""
+        return {}
+
     def compare(self, name: str, a: Tensor, b: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """The loss `name` between two sides (B, D), row for row."""
         return loss(a, b)
@@ -323,6 +346,8 @@ class System(nn.Module, ABC):
         for name, (a, b) in self.pairs.items():
             if step.weight(name) and {a, b} <= sides.keys():
                 losses[name] = self.compare(name, sides[a], sides[b], step.loss)
+        if sides:
+            losses |= self.further(sides, step)
         # Of this device's rows alone: the mean of equally large means is the mean.
         losses |= {name: row.mean() for name, row in rows.items()}
         if image is not None:

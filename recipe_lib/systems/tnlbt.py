@@ -44,7 +44,7 @@ class TNLBT(Game, HT):
         self.play()
 
     def condition(self, image: ImageFeatures, recipes: RecipeFeatures) -> Tensor:
-        """The recipe's embedding; with a cross decoder, what it finds in the photo, or in none (image.features None)."""
+        """The recipe's embedding; with a cross decoder, what it finds in the photo (no features: in nothing)."""
         if "decoder" not in self.objectives:
             return recipes.embedding
         seen = None if image.features is None else self.image_encoder.feature_map(image.features)

@@ -55,6 +55,7 @@ class TrainingConfig:
         adam_beta1: decay of the optimizers' mean gradient.
         weights: of the losses, by name; a parameter `x_weight` is that of the loss x. 1 for those that are not in it.
         margin_start, margin_step: see `margin_at`.
+        frozen_epochs, alternate: when the photo backbone trains; see `trained_parts`.
     """
 
     epochs: int = 100
@@ -69,6 +70,8 @@ class TrainingConfig:
     lr_step_epochs: int = 30
     lr_factor: float = 0.1
     warmup_epochs: float = 0.0
+    frozen_epochs: int = 0
+    alternate: Sequence[int] = ()
     loss: str = "triplet"
     mining: str = "all"
     margin: float = 0.3
@@ -159,6 +162,23 @@ def plateaus(scores: Sequence[float], select_by: str, epochs: int) -> int:
     return drops
 
 
+def trained_parts(config: TrainingConfig, done: int, scores: Sequence[float] = ()) -> tuple[bool, bool]:
+    """Whether the photo backbone trains, and whether the rest does, in the epoch after `done`, which had these scores.
+
+    `frozen_epochs`: the backbone waits so long (AdaMine). `alternate`: the rest trains, and when a score was not better
+    for so many epochs, the backbone, and so on in turns; the first number holds until the first turn (JE).
+    """
+    if not config.alternate:
+        return done >= config.frozen_epochs, True
+    turns, bad, best = 0, 0, math.inf
+    for score in scores:
+        cost = _worse(config.select_by) * score
+        bad, best = 0 if cost < best else bad + 1, min(best, cost)
+        if bad >= config.alternate[min(turns, len(config.alternate) - 1)]:
+            turns, bad = turns + 1, 0
+    return turns % 2 == 1, turns % 2 == 0
+
+
 def learning_rate(config: TrainingConfig, done: float, scores: Sequence[float] = ()) -> float:
     """Learning rate after `done` epochs, a fraction included, of which the whole ones had these validation scores."""
     if config.lr_schedule == "step":
@@ -217,7 +237,8 @@ class TrainingTask(L.LightningModule):
         config = self.config
         epoch = self.current_epoch + batch_idx / self.trainer.num_training_batches
         figures: dict[str, Tensor] = {}
-        who = {"player": player, "epoch": epoch, "chunk": config.chunk, "shared": shared}
+        who = {"player": player, "epoch": epoch, "margin": config.margin_at(epoch), "mining": config.mining}
+        who |= {"chunk": config.chunk, "shared": shared}
         step = Step(batch, pair_loss(config, epoch), config.weight, self._union, figures.update, **who)
         losses = {name: config.weight(name) * loss for name, loss in self.system.losses(step).items()}
         if batch.images is not None:  # of pairs, so that a row of history is over equally many of each
@@ -252,6 +273,8 @@ class TrainingTask(L.LightningModule):
     def on_train_epoch_start(self) -> None:
         # Dropout of an epoch follows from the seed, the epoch and the rank alone, so a resumed run draws the same.
         torch.manual_seed(self.config.seed * 100_003 + self.current_epoch + (self.global_rank << 40))
+        if self.config.frozen_epochs or self.config.alternate:
+            self.system.train_parts(*trained_parts(self.config, self.current_epoch, self.scores()))
 
     def on_train_batch_start(self, _: Batch, batch_idx: int) -> None:
         done = self.current_epoch + batch_idx / self.trainer.num_training_batches
@@ -494,6 +517,7 @@ def _loaders(
         first_photo_only=config.first_photo_only,
         seed=config.seed,
         descriptions="descriptions" in system.reads,
+        category="category" in system.reads,
         segments=load_features(system, segments) if segments else system.config.segments * ("segments" in system.reads),
         visible=attached.reads_visible,
         swap=attached.context_swap,
@@ -510,6 +534,7 @@ def _loaders(
         stratified=attached.stratified,
         nearest=neighbours(pairs) if attached.hard_negatives else None,
         hard=attached.hard_negatives,
+        category=pairs.categories if system.half_of_a_kind and "category" in system.reads else None,
         **share,
     )
     if not len(batches):

@@ -2,7 +2,7 @@ import itertools
 
 import numpy as np
 
-from recipe_lib.data.batches import neighbours, of_one_stratum, strata, with_neighbours
+from recipe_lib.data.batches import half_of_a_kind, neighbours, of_one_stratum, strata, with_neighbours
 from recipe_lib.data.loading import PairedBatches
 
 
@@ -59,3 +59,28 @@ def test_a_share_of_the_batches_is_arranged_and_every_pair_stands_in_one():
         assert any((a.rows != b).any() for a, b in zip(sampler, batches, strict=True))
     off = PairedBatches(200, 10, seed=3, strata=of, stratified=0.0)
     assert all((a.rows == b).all() for a, b in zip(off, plain, strict=True))
+
+
+def test_half_of_a_batch_are_two_of_a_kind():
+    """Half of the recipes have a category, as in Recipe1M: of each batch a half are pairs, the others have none."""
+    rng = np.random.default_rng(0)
+    category = np.where(np.arange(400) < 200, np.arange(400) // 20, -1)
+    sampler = PairedBatches(400, 20, seed=3, category=category)
+    batches = [draw.rows for draw in sampler]
+    assert sorted(np.concatenate(batches).tolist()) == list(range(400))
+    for rows in batches[:-1]:
+        kinds = category[rows]
+        assert (kinds < 0).sum() == 10
+        assert all((kinds == kind).sum() >= 2 for kind in kinds[kinds >= 0])
+    assert all((a.rows == b).all() for a, b in zip(sampler, batches, strict=True)), "of one epoch the same again"
+    for category in (np.arange(400) % 7, np.full(400, -1), np.arange(400), np.where(np.arange(400) < 30, 3, -1)):
+        rows = rng.permutation(400)[:333]
+        ordered = half_of_a_kind(rows, category, 20)
+        assert sorted(ordered.tolist()) == sorted(rows.tolist())
+    # All have one: half of a batch are pairs, the other half any.
+    ordered = half_of_a_kind(rng.permutation(400), np.arange(400) % 40, 20).reshape(-1, 20)[:, :10]
+    assert (ordered[:, ::2] % 40 == ordered[:, 1::2] % 40).all()
+    hard = PairedBatches(400, 20, seed=3, category=category, nearest=np.arange(400)[:, None] ^ 1, hard=0.5)
+    batches = [draw.rows for draw in hard]
+    assert sorted(np.concatenate(batches).tolist()) == list(range(400))
+    assert 8 <= sum(all(row ^ 1 in rows for row in rows.tolist()) for rows in batches) <= 12
