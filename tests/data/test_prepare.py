@@ -346,3 +346,25 @@ def test_further_recipes_are_prepared_as_those_of_the_store_are(tmp_path, tiny_s
     assert more.classes == tiny_store.classes and more.tokenizer.to_str() == tiny_store.tokenizer.to_str()
     assert prepare_more(iid[:3], tmp_path / "more", tiny_store).card["recipes"] == {"train": 3}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["more"]
+
+
+def test_names_make_each_line_one_token(tmp_path):
+    """By the source's names, or by rules where it brings none; a line without one is empty."""
+    own = [
+        recipe(0, ingredients=["2 spoons of EVOO", " ", "salt", "?"], names=["olive oil", None, "salt", None]),
+        recipe(1, ingredients=["1 tablespoon olive oil", "3 fat eggs"], instructions=["Add olive oil."]),
+    ]
+    config = replace(CONFIG, text_tokens="names", min_word_count=2)
+    card = prepare([*own, *EVAL], tmp_path / "data", config)
+    store = Store(tmp_path / "data")
+    split = store.split("train")
+    assert card["vocabulary"] == store.tokenizer.get_vocab_size()
+    token = store.tokenizer.token_to_id("olive_oil")
+    sentences = [
+        split.words[a:b].tolist() for a, b in zip(split.sentence_start, split.sentence_start[1:], strict=False)
+    ]
+    lines = [sentences[a + 1 : a + 1 + n] for a, n in zip(split.recipe_start, split.ingredient_lines, strict=False)]
+    assert lines[0][0] == lines[1][0] == [1, token, 2]
+    assert lines[0][1:] == [[1, 3, 2], [1, 2]] and split.positions.max() < 3
+    plain = prepare([*own, *EVAL], tmp_path / "plain", replace(config, text_tokens="words"))
+    assert plain["vocabulary"] == card["vocabulary"] - 1

@@ -16,7 +16,9 @@ from recipe_lib.data.text import (
     START,
     UNK,
     SentenceEncoder,
+    name_token,
     tokenizer_from_vocabulary,
+    with_names,
     word_tokenizer,
 )
 
@@ -124,3 +126,18 @@ def test_the_shared_vocabulary_is_that_of_these_words():
     theirs = set(published.values()) - set(MARKS)
     assert len(ours & theirs) > 0.995 * len(ours | theirs)
     assert tokenizer.get_vocab_size() == len(published) and tokenizer.token_to_id("<unk>") == len(published) - 1
+
+
+def test_an_ingredient_is_one_token_where_enough_recipes_hold_it():
+    assert [name_token(name) for name in ("Olive Oil", "half-and-half", "salt;?pepper", "", None)] == [
+        "olive_oil", "half_and_half", "salt", "", ""]  # fmt: skip
+    plain = tokenizer(["olive oil and salt _"])
+    words = plain.get_vocab()
+    counts = {"olive oil": 3, "olives": 1, "half-and-half": 2, "salt": 5}
+    named = with_names(tokenizer(["olive oil and salt _"]), counts, 2)
+    assert named.get_vocab() == words | {"half_and_half": len(words), "olive_oil": len(words) + 1}
+    encode, before = SentenceEncoder(named, 15), SentenceEncoder(plain, 15)
+    assert encode("olive_oil") == [START, len(words) + 1, END]
+    assert encode("salt") == before("salt") == [START, words["salt"], END]
+    for text in ("olive oil_and salt", "_", "olive_oil"):  # without names nothing is new
+        assert before(text) == [START, *plain.encode(text, add_special_tokens=False).ids, END]
