@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -36,12 +37,12 @@ class Game(System):
     The causal module's term takes no part: it may hold the labels that are to be told.
 
     `build` of a subclass makes the encoders, then calls `play`. System arguments: `picture`, pixels that are painted;
-    `channels`, the discriminator's first; `code` and `noise`, widths of the generator's input; `hidden`, of the layer
+    `channels`, the discriminator's first; `code` and `noise`, widths of the generator's input; `hidden`, of the layers
     before the ingredients; `divergence`, weight of the code's divergence.
     """
 
     defaults: ClassVar[dict[str, Any]] = {
-        "picture": 128, "channels": 64, "code": 128, "noise": 100, "hidden": 512, "divergence": 2.0
+        "picture": 128, "channels": 64, "code": 128, "noise": 100, "hidden": [512, 256], "divergence": 2.0
     }  # fmt: skip
     opponents: ClassVar = {"critic": "alignment", "discriminator": "translation"}  # and the loss that they oppose
 
@@ -52,9 +53,9 @@ class Game(System):
         self.objectives["critic"] = ModalityCritic(dim)
         self.objectives["discriminator"] = Discriminator(**size, categories=categories)
         self.objectives["generator"] = Generator(dim, **size, noise=args["noise"])
-        hidden, classes = args["hidden"], self.config.num_classes
-        layers = nn.Linear(dim, hidden), nn.LeakyReLU(0.2), nn.Linear(hidden, classes)
-        self.objectives["ingredients"] = nn.Sequential(*layers)
+        widths = [dim, *args["hidden"]]
+        layers = [x for a, b in pairwise(widths) for x in (nn.Linear(a, b), nn.LeakyReLU(0.2))]
+        self.objectives["ingredients"] = nn.Sequential(*layers, nn.Linear(widths[-1], self.config.num_classes))
 
     def players(self) -> dict[str, list[nn.Parameter]]:
         opponents = {name: list(self.objectives[name].parameters()) for name in self.opponents}

@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.gradient_caching [--batches 64 256 1024 4096] [--chunk 64] [--method tnlbt] [--runs 1]
 
-At the kitchen's size on its photos of 56 pixels: forward, backward and the moves of all players, each row in a process of
-its own. Memory is the peak of that process less its peak before the step, which holds weights, data and libraries.
-The batch is drawn with repetition where it is larger than the kitchen's training split: its arithmetic is the same.
+At the kitchen's size on its photos of 56 pixels: forward, backward and the moves of all players, each row in a process
+of its own. Memory is what its peak is above that of a step of two pairs, which holds weights and libraries. Where the
+batch is larger than the kitchen here, pairs are in it several times: the arithmetic is the same.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from recipe_lib.systems.base import Step, System, SystemConfig
 from recipe_lib.systems.registry import build
 from tests.benchmarks import finish, in_child, table
 
-GAME = ("picture: 32", "channels: 16", "code: 32", "noise: 16", "hidden: 64")
+GAME = ("picture: 32", "channels: 16", "code: 32", "noise: 16", "hidden: [64]")
 
 
 def step(system: System, batch: Batch, chunk: int) -> None:

@@ -14,7 +14,7 @@ from recipe_lib.systems.registry import build
 from recipe_lib.training.fit import TrainingConfig, pair_loss
 
 VIT = {"image_model": "test_vit", "image_model_args": ("img_size: 48",)}  # LayerNorm: no row depends on another
-GAME = ("picture: 16", "channels: 4", "code: 8", "noise: 4", "hidden: 8")
+GAME = ("picture: 16", "channels: 4", "code: 8", "noise: 4", "hidden: [8]")
 RUNS = [("triplet", "hardest", chunk) for chunk in (4, 31, 32)]
 RUNS += [("triplet", "all", 5), ("triplet", "non_zero", 5), ("circle", "all", 5)]
 

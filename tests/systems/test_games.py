@@ -1,10 +1,15 @@
 """Games are honest: who moves in whose turn, what a loss is made of, what is saved, resumed and said."""
 
+import json
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,6 +19,7 @@ from recipe_lib.causal.debiasing import VARIANTS
 from recipe_lib.data.loading import Draw, StudyDataset
 from recipe_lib.losses import circle_loss, triplet_loss
 from recipe_lib.objectives.critic import critic_loss
+from recipe_lib.runner.params import declared, load
 from recipe_lib.systems.attach import attach
 from recipe_lib.systems.base import Step, System, SystemConfig, parameter_table
 from recipe_lib.systems.games import balanced
@@ -26,7 +32,7 @@ CONFIG = TrainingConfig(
     epochs=2, batch_size=32, crop_size=48, optimizer="adamw", learning_rate=2e-3, lr_schedule="cosine", seed=5,
     mining="hardest", weights={"alignment": 0.05, "translation": 0.02},
 )  # fmt: skip
-SMALL = ("picture: 16", "channels: 4", "code: 8", "noise: 4", "hidden: 8")
+SMALL = ("picture: 16", "channels: 4", "code: 8", "noise: 4", "hidden: [8]")
 DECODER = (*SMALL, "decoder_layers: 1", "decoder_heads: 2")
 
 
@@ -272,20 +278,46 @@ def test_betas_of_the_optimizers(tnlbt):
     assert [o.defaults["betas"] for o in optimizers] == [(0.5, 0.999)] * 3
 
 
-# ---- sizes ----
+# ---- the papers' size, and the notebooks ----
 
-HT_VIT = 129_579_776
+ROOT = Path(__file__).parents[2]
+HT_VIT = 129_579_776  # with 16,000 words
+GAME = {"critic": 656_385, "generator": 21_018_848, "discriminator": 18_825_985, "ingredients": 784_628}
+SIZES = {"tnlbt": HT_VIT + sum(GAME.values()), "tnlbt_margins_decoder": HT_VIT + sum(GAME.values()) + 18_261_504}
 
 
-@pytest.mark.parametrize(("layers", "decoder"), [(0, 0), (4, 18_261_504)])
-def test_tnlbt_at_the_papers_size(layers, decoder):
-    """H-T ViT, and what trains it; nothing is published to hold this against."""
-    config = SystemConfig(
-        16_000, 500, method="tnlbt", image_model="vit_base_patch16_224", system_args=(f"decoder_layers: {layers}",)
+@pytest.mark.parametrize(("method", "total"), SIZES.items())
+def test_the_papers_size(method, total):
+    """No count is published; H-T's own is of its paper, the game's of ACME's layers."""
+    names = ("recipe1m", f"methods/{method}", f"methods/{method}_recipe1m")
+    values = load(
+        [ROOT / f"params/{name}.yaml" for name in names], [], declared(sorted((ROOT / "notebooks").glob("0*")))
     )
     with torch.device("meta"):
+        config = SystemConfig.gather(values, vocabulary=16_000, num_classes=500, pretrained=False)
         table = parameter_table(build(config))["trainable"]
-    parts = {name: table[f"objectives.{name}"] for name in ("critic", "generator", "discriminator", "ingredients")}
-    expected = {"critic": 656_385, "generator": 21_018_848, "discriminator": 18_825_985, "ingredients": 781_300}
-    assert parts == expected and table.get("objectives.decoder", 0) == decoder
-    assert table["total"] == HT_VIT + sum(expected.values()) + decoder
+    assert {name: table[f"objectives.{name}"] for name in GAME} == GAME and table["total"] == total
+    training = TrainingConfig.gather(values)
+    assert (training.batch_size, training.chunk, training.mining) == (1024, 64, "hardest")
+    assert training.weights["alignment"] == 0.005 and training.weights["translation"] == 0.002
+    margins = [training.margin_at(epoch) for epoch in (0, 10, 49, 60)]
+    assert margins == pytest.approx([0.05, 0.1, 0.295, 0.3] if "margins" in method else [0.3] * 4)
+
+
+def test_through_all_five_notebooks(tmp_path):
+    """Causal module attached with its control, in chunks, with text-only recipes; pictures painted in notebook 2."""
+    options = ["-p", "chunk", "16", "-p", "epochs", "1", "-p", "debias_epochs", "1"]
+    options += ["-p", "system_args", json.dumps(DECODER)]
+    files = ["params/smoke.yaml", "params/methods/tnlbt_margins_decoder.yaml"]
+    run = [sys.executable, "-m", "recipe_lib.runner.run", *files, *options, "--outputs", str(tmp_path)]
+    done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    study = tmp_path / "smoke_tnlbt_margins_decoder"
+    results = pd.read_csv(study / "results.csv")
+    assert {"baseline", "equal_compute", "debiased", "debiased@no_z"} <= set(results["variant"])
+    for folder in ("02_baseline_training", "04_debiasing_training/debiased"):
+        history = pd.read_csv(study / folder / "history.csv")
+        assert {"critic", "discriminator", "alignment", "translation", "game_spread"} <= set(history)
+    assert (study / "02_baseline_training/painted.png").is_file() and (
+        study / "02_baseline_training/game.png"
+    ).is_file()
