@@ -36,6 +36,10 @@ class RecipeBatch:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> RecipeBatch:
         return RecipeBatch(*(getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)))
 
+    def part(self, rows: slice) -> RecipeBatch:
+        """Some of the recipes; the sentences stay all there."""
+        return RecipeBatch(self.tokens, self.title[rows], self.ingredients[rows], self.instructions[rows])
+
     def pin_memory(self) -> RecipeBatch:
         """In page-locked memory, whence a GPU copies by itself; DataLoader calls this."""
         return RecipeBatch(*(getattr(self, f.name).pin_memory() for f in fields(self)))
@@ -65,6 +69,11 @@ class Batch:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         move = (getattr(self, f.name) for f in fields(self))
         return Batch(*(None if x is None else x.to(device, non_blocking=non_blocking) for x in move))
+
+    def part(self, rows: slice) -> Batch:
+        """Some rows of the batch."""
+        rest = (getattr(self, f.name) for f in fields(self)[1:])
+        return Batch(self.recipes.part(rows), *(None if x is None else x[rows] for x in rest))
 
     def pin_memory(self) -> Batch:
         """In page-locked memory, whence a GPU copies by itself; DataLoader calls this."""

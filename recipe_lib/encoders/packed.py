@@ -127,7 +127,8 @@ def _attend(attention: nn.MultiheadAttention, x: Tensor, blocks: Sequence[Block]
     """Self-attention within the rows of each block. (T, E) -> (T, E)."""
     qkv = F.linear(x, attention.in_proj_weight, attention.in_proj_bias)  # (T, 3 E)
     dropout, out = attention.dropout if attention.training else 0.0, []
-    parts = (qkv.float() if qkv.device.type == "cpu" else qkv).split([block.tokens for block in blocks])
+    single = torch.promote_types(qkv.dtype, torch.float32)
+    parts = (qkv.to(single) if qkv.device.type == "cpu" else qkv).split([block.tokens for block in blocks])
     with torch.autocast("cpu", enabled=False):  # rows are many and short: bfloat16 is slower there on a CPU
         for part, block in zip(parts, blocks, strict=True):
             heads = block.grid(part).unflatten(2, (3, attention.num_heads, -1))  # (n, L, 3, H, E / H)

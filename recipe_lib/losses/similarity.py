@@ -8,6 +8,7 @@ from torch import Tensor
 
 
 def cosine_matrix(a: Tensor, b: Tensor) -> Tensor:
-    """a (B, D), b (B, D) -> (B, B) in float32, cos(a_i, b_j); autocast would take the product back to 8 bits."""
+    """a, b (B, D) -> (B, B) in float32 or more, cos(a_i, b_j); autocast would take the product back to 8 bits."""
+    a, b = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (a, b))
     with torch.autocast(a.device.type, enabled=False):
-        return F.normalize(a.float(), dim=1) @ F.normalize(b.float(), dim=1).T
+        return F.normalize(a, dim=1) @ F.normalize(b, dim=1).T

@@ -194,7 +194,7 @@ def _is_read(clip_model: str, crop_size: int, method: str) -> bool:
 
 
 def _can_freeze(frozen: list[str], image_model: str, image_model_args: list[str], method: str) -> bool:
-    if not frozen or method not in ("ht", *LSTM):
+    if not frozen or method not in (*TRANSFORMERS, *LSTM):
         return not frozen
     from recipe_lib.encoders.image import check_frozen  # as above
 
@@ -225,6 +225,7 @@ def _augments(augment: str) -> bool:
 
 
 CLIP = ("dar", "captions", "zero_shot")  # methods whose towers and tokens are CLIP's
+TRANSFORMERS = ("ht", "tnlbt")  # methods that read words by H-T's transformers
 LSTM = ("je", "adamine")  # methods that read ingredients by name, and categories
 # What single ranges cannot say: these combinations would stop a run in the middle. A rule's arguments are parameters.
 TOGETHER = {
@@ -257,7 +258,7 @@ TOGETHER = {
     "at most 50 positions are learnt": lambda max_sentences, max_tokens: max(max_sentences, max_tokens) <= 50,
     "CLIP's towers read text_tokens clip, LSTMs words or names, the others words": (
         lambda method, text_tokens: (
-            (method == "ht") <= (text_tokens == "words")
+            (method in TRANSFORMERS) <= (text_tokens == "words")
             and (method in CLIP) <= (text_tokens == "clip")
             and (method in LSTM) <= (text_tokens != "clip")
         )
@@ -270,7 +271,7 @@ TOGETHER = {
     ),
     "word_vectors are for methods with LSTMs, which take recipe_dim numbers": (
         lambda word_vectors, recipe_dim, method: (
-            not word_vectors or (word_vectors == recipe_dim and method not in ("ht", *CLIP))
+            not word_vectors or (word_vectors == recipe_dim and method not in (*TRANSFORMERS, *CLIP))
         )
     ),
     "frozen_epochs and alternate are for backbones of timm": (
@@ -281,7 +282,8 @@ TOGETHER = {
     ),
     "descriptions are read by method dar, segments by variants that swap context too (distances_from brings them)": (
         lambda method, descriptions, segments, variants: (
-            method not in ("ht", "captions", *LSTM) or not (descriptions or (segments and not _swaps(variants)))
+            method not in (*TRANSFORMERS, "captions", *LSTM)
+            or not (descriptions or (segments and not _swaps(variants)))
         )
     ),
     "CLIP's towers have weights where both pretrained and clip_pretrained say so": (

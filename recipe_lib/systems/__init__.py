@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-_NOT_SYSTEMS = {"__init__", "attach", "base", "published", "recurrent", "registry", "saving"}
+_NOT_SYSTEMS = {"__init__", "attach", "base", "games", "published", "recurrent", "registry", "saving"}
 
 
 def methods() -> list[str]:

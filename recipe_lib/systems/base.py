@@ -20,6 +20,7 @@ from recipe_lib.causal.adjustment import BackdoorAdjustment, ingredient_weights,
 from recipe_lib.causal.classifier import IngredientClassifier
 from recipe_lib.causal.debiasing import Debiasing
 from recipe_lib.data.loading import Batch, RecipeBatch
+from recipe_lib.encoders.chunks import in_chunks
 from recipe_lib.encoders.recipe import COMPONENTS, RecipeFeatures
 from recipe_lib.losses import asymmetric_loss, posterior
 
@@ -104,11 +105,28 @@ class SystemConfig:
 
 
 class ImageFeatures(NamedTuple):
-    """embedding (B, D): the photo alone; z (B, D): what the adjustment adds, or zeros; logits (B, K) or None."""
+    """embedding (B, D): the photo alone; z (B, D): what the adjustment adds, or zeros; logits (B, K) or None.
+
+    features: what `image_encoder.features` gave.
+    """
 
     embedding: Tensor
     z: Tensor
     logits: Tensor | None
+    features: Tensor | None = None
+
+
+class Encoded(NamedTuple):
+    """What encoding makes of a step, row for row.
+
+    components (B, E) and sides (B, D) meet the rows of all devices; image: without features, and the losses of single
+    rows, (B,) by name, stay on this one. Of text-only recipes there are components alone.
+    """
+
+    components: tuple[Tensor, ...]
+    sides: dict[str, Tensor]
+    image: ImageFeatures | None
+    rows: dict[str, Tensor]
 
 
 class Step(NamedTuple):
@@ -124,6 +142,8 @@ class Step(NamedTuple):
         player: whose losses are asked for.
         epoch: passes over the training pairs so far, a fraction included.
         margin, mining: what `loss` is made with, for losses that a system brings.
+        chunk: rows that are encoded at a time; 0: all. See `encoders.chunks`.
+        shared: what the players of one step leave for those after them.
     """
 
     batch: Batch
@@ -135,6 +155,8 @@ class Step(NamedTuple):
     epoch: float = 0.0
     margin: float = 0.3
     mining: str = "all"
+    chunk: int = 0
+    shared: dict[str, Any] | None = None
 
 
 class System(nn.Module, ABC):
@@ -231,7 +253,7 @@ class System(nn.Module, ABC):
         if self.adjustment is not None and self.config.debiasing.sides != "text":
             told = batch.visible if self.config.debiasing.weights == "visible" else batch.labels
             z = self.adjustment(embedding, self.weights(logits, told, len(embedding)).to(embedding.dtype))
-        return ImageFeatures(embedding, z, logits)
+        return ImageFeatures(embedding, z, logits, features)
 
     def encode_recipes(self, recipes: RecipeBatch) -> RecipeFeatures:
         """Recipes -> embedding (B, D) and components (B, E)."""
@@ -295,17 +317,33 @@ class System(nn.Module, ABC):
         """The loss `name` between two sides (B, D), row for row."""
         return loss(a, b)
 
+    def row_losses(self, batch: Batch, step: Step, image: ImageFeatures, recipes: RecipeFeatures) -> dict[str, Tensor]:
+        """Further losses (B,) of the main player, each of one row alone, by name; none whose weight is 0."""
+        return {}
+
+    def encoded(self, batch: Batch, step: Step) -> Encoded:
+        """What the encoders make of a batch, or of a chunk of one."""
+        recipes = self.encode_recipes(batch.recipes)
+        # Nothing more than the losses use: to Adam a gradient of zero is not the same as none.
+        components = recipes.components if step.weight("self_supervised") and hasattr(self, "projections") else ()
+        if batch.images is None:
+            return Encoded(components, {}, None, {})
+        image = self.encode_images(batch)
+        recipe = self.adjusted_recipes(recipes.embedding, batch.labels)
+        sides = {"image": image.embedding + image.z, "recipe": recipe} | self.sides(batch, step)
+        rows = self.row_losses(batch, step, image, recipes)
+        return Encoded(components, sides, image._replace(features=None), rows)
+
+    def in_chunks(self, step: Step, encode: Callable[[Batch], Any]) -> Any:
+        """`encode` of the step's batch, in its chunks: tensors row for row, in tuples and dicts."""
+        batch = step.batch
+        options = {"module": self, "where": batch.rows.device}
+        return in_chunks(lambda rows: encode(batch.part(rows)), len(batch.rows), step.chunk, **options)
+
     def losses(self, step: Step) -> dict[str, Tensor]:
         """Scalars of one player's turn, by name, without their weights; none whose weight is 0."""
         batch = step.batch
-        recipes = self.encode_recipes(batch.recipes)
-        image = None if batch.images is None else self.encode_images(batch)
-        sides = {}
-        if image is not None:
-            recipe = self.adjusted_recipes(recipes.embedding, batch.labels)
-            sides = {"image": image.embedding + image.z, "recipe": recipe} | self.sides(batch, step)
-        # Nothing more than the losses use: to Adam a gradient of zero is not the same as none.
-        components = recipes.components if step.weight("self_supervised") and hasattr(self, "projections") else ()
+        components, sides, image, rows = self.in_chunks(step, lambda part: self.encoded(part, step))
         gathered = step.gather(*components, *sides.values())
         parts, sides = gathered[: len(components)], dict(zip(sides, gathered[len(components) :], strict=True))
         losses = {}
@@ -316,15 +354,20 @@ class System(nn.Module, ABC):
                 losses[name] = self.compare(name, sides[a], sides[b], step.loss)
         if sides:
             losses |= self.further(sides, step)
+        # Of this device's rows alone: the mean of equally large means is the mean.
+        losses |= {name: row.mean() for name, row in rows.items()}
         if image is not None:
             if image.logits is not None and step.weight("classifier"):
-                # Of this device's photos alone: the mean of equally large means is the mean.
                 attached = self.config.debiasing
                 losses["classifier"] = attached.classifier_scale * asymmetric_loss(
                     image.logits, batch.labels, attached.gamma_neg, attached.gamma_pos, self.asked(batch)
                 )
             step.log({"e_norm": image.embedding.norm(dim=1).mean(), "z_norm": image.z.norm(dim=1).mean()})
         return losses
+
+    def remarks(self, row: Mapping[str, float]) -> list[str]:
+        """What a reader of the training must be told about an epoch, a row of its history."""
+        return []
 
     def asked(self, batch: Batch) -> Tensor | None:
         """Weight of each decision of the classifier, (B, K) or (K,), where it is asked only for what can be seen."""

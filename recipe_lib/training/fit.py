@@ -51,6 +51,8 @@ class TrainingConfig:
     """How a system is trained; see the notebooks' parameters for what each value means.
 
     Args:
+        chunk: pairs that are encoded at a time, with the gradients of the whole batch; 0: all. See `encoders.chunks`.
+        adam_beta1: decay of the optimizers' mean gradient.
         weights: of the losses, by name; a parameter `x_weight` is that of the loss x. 1 for those that are not in it.
         margin_start, margin_step: see `margin_at`.
         frozen_epochs, alternate: when the photo backbone trains; see `trained_parts`.
@@ -58,8 +60,10 @@ class TrainingConfig:
 
     epochs: int = 100
     batch_size: int = 128
+    chunk: int = 0
     crop_size: int = 224
     optimizer: str = "adam"
+    adam_beta1: float = 0.9
     learning_rate: float = 1e-4
     weight_decay: float = 0.0
     lr_schedule: str = "step"
@@ -212,10 +216,11 @@ class TrainingTask(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         if self.automatic_optimization:
-            return self._turn("main", batch, batch_idx)
+            return self._turn("main", batch, batch_idx, {})
+        shared: dict[str, Any] = {}
         for player, optimizer in zip(self.system.players(), self.optimizers(), strict=True):
             self.toggle_optimizer(optimizer)
-            cost = self._turn(player, batch, batch_idx)
+            cost = self._turn(player, batch, batch_idx, shared)
             if cost is not None:
                 optimizer.zero_grad()
                 self.manual_backward(cost)
@@ -223,15 +228,14 @@ class TrainingTask(L.LightningModule):
             self.untoggle_optimizer(optimizer)
         return None
 
-    def _turn(self, player: str, batch: Batch, batch_idx: int) -> Tensor | None:
+    def _turn(self, player: str, batch: Batch, batch_idx: int, shared: dict[str, Any]) -> Tensor | None:
         """The weighted sum of a player's losses; None where it has none in this batch."""
         config = self.config
         epoch = self.current_epoch + batch_idx / self.trainer.num_training_batches
         figures: dict[str, Tensor] = {}
-        step = Step(
-            batch, pair_loss(config, epoch), config.weight, self._union, figures.update, player=player, epoch=epoch,
-            margin=config.margin_at(epoch), mining=config.mining,
-        )  # fmt: skip
+        who = {"player": player, "epoch": epoch, "margin": config.margin_at(epoch), "mining": config.mining}
+        who |= {"chunk": config.chunk, "shared": shared}
+        step = Step(batch, pair_loss(config, epoch), config.weight, self._union, figures.update, **who)
         losses = {name: config.weight(name) * loss for name, loss in self.system.losses(step).items()}
         if batch.images is not None:  # of pairs, so that a row of history is over equally many of each
             how = {"on_step": False, "on_epoch": True, "batch_size": len(batch.rows), "sync_dist": True}
@@ -278,6 +282,7 @@ class TrainingTask(L.LightningModule):
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.config.optimizer]
         options = {"lr": self.config.learning_rate, "weight_decay": self.config.weight_decay, "fused": True}
+        options["betas"] = (self.config.adam_beta1, 0.999)
         return [kind(parameters, **options) for parameters in self.system.players().values()]
 
 
@@ -324,6 +329,8 @@ class EpochCheckpoint(Checkpoint):
                 f"val {self.config.select_by} {self.scores()[-1]:.3f}  {row['seconds']:.1f} s",
                 flush=True,
             )
+            for remark in task.system.remarks(row):
+                print(f"           {remark}", flush=True)
         # Of one mind: a process that stopped alone would leave the others waiting.
         trainer.should_stop |= trainer.strategy.reduce_boolean_decision(self._out_of_patience(), all=False)
 

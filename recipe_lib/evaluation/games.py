@@ -1,0 +1,74 @@
+"""What a game leaves to look at: each player's curves, and the generator's pictures beside the photos."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from recipe_lib.data.loading import Draw, StudyDataset
+from recipe_lib.data.store import Split
+from recipe_lib.evaluation.plots import photo
+
+if TYPE_CHECKING:  # a change of a game is no change of a study without one
+    from recipe_lib.systems.games import Game
+
+# Columns of a history by the axes they are drawn on; those of a system without a game are not there.
+CURVES = {
+    "critic: distance of photos and recipes": ("critic", "game_gap", "game_slope"),
+    "discriminator": ("discriminator", "game_photo_real", "game_painted_real"),
+    "generator, and photo to ingredients": ("game_picture", "game_ingredients", "game_spread"),
+}
+PLAYERS = "^(?:critic|discriminator|game_.*)$"  # columns of a history that are no loss of the encoders
+
+
+def curves(axes: Sequence[Axes], history: pd.DataFrame) -> None:
+    """Each player's figures by epoch, one of `axes` for each of `CURVES`."""
+    for ax, (title, names) in zip(axes, CURVES.items(), strict=True):
+        for name in (name for name in names if name in history):
+            ax.plot(history["epoch"], history[name], "o-", ms=3, label=name.removeprefix("game_").replace("_", " "))
+        ax.axhline(0, color="#8c8c8c", lw=0.5)
+        ax.set(xlabel="epoch", title=title)
+        if len(ax.lines) > 1:
+            ax.legend(frameon=False, fontsize=8)
+
+
+def pictures(system: Game, split: Split, rows: np.ndarray, crop: int) -> dict[str, Tensor]:
+    """Photos of some pairs and what is painted of their recipes, by name: (n, 3, side, side) in [0, 1].
+
+    A system that paints from photos too is shown a photo that is another's, and none, to see what it takes from where.
+    """
+    batch = StudyDataset(split, crop)[Draw(rows, True, 0)]
+    image, recipes = system.encode_images(batch), system.encode_recipes(batch.recipes)
+    found = {"photo": batch.images / 255, "painted": system.paint(image, recipes)}
+    if "decoder" in system.objectives:
+        shuffled = image._replace(features=image.features.roll(1, 0))
+        found["another's photo"] = system.paint(shuffled, recipes)
+        found["no photo"] = system.paint(image._replace(features=None), recipes)
+    return found
+
+
+def photo_share(found: dict[str, Tensor]) -> float:
+    """How far a picture follows the photo: 0 where another's photo changes nothing, about 1 where it changes all.
+
+    The mean change of pixels under another's photo, over that between two pictures.
+    """
+    own, other = found["painted"], found["another's photo"]
+    return float((own - other).abs().mean() / (own - own.roll(1, 0)).abs().mean().clamp(1e-6))
+
+
+def gallery(found: dict[str, Tensor], titles: Sequence[str]) -> Figure:
+    """A column per dish, a row per kind of picture."""
+    columns = len(found["photo"])
+    fig, axes = plt.subplots(len(found), columns, figsize=(1.25 * columns, 1.35 * len(found)), layout="constrained")
+    for line, (name, kind) in zip(axes, found.items(), strict=True):
+        for ax, picture, title in zip(line, kind, titles, strict=True):
+            photo(ax, picture.permute(1, 2, 0).numpy(), title if name == "photo" else "", width=15)
+        line[0].set_ylabel(name, fontsize=8)
+    return fig
