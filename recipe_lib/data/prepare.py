@@ -29,7 +29,7 @@ from recipe_lib.data.parallel import Workers, progress
 from recipe_lib.data.recipe import DataError, Recipe
 from recipe_lib.data.shards import digest, finished, nested, parquet, remove, save
 from recipe_lib.data.store import TEXT_ONLY, Store
-from recipe_lib.data.text import SentenceEncoder, word_tokenizer
+from recipe_lib.data.text import SentenceEncoder, marked_ids, word_tokenizer
 from recipe_lib.paths import atomic_write_text
 from recipe_lib.reachable import code_digest
 
@@ -54,7 +54,8 @@ class StoreConfig:
         ingredient_classes: K, the most frequent ingredients of the paired training recipes.
         max_sentences: ingredient lines, and instruction steps, kept of each recipe.
         max_tokens: token ids kept of each sentence.
-        text_tokens: "words", or "clip": the byte pairs of CLIP's text towers, start and end among them.
+        text_tokens: "words"; "clip": the byte pairs of CLIP's text towers, start and end among them; or "sentence":
+            those of a sentence encoder, whose tokenizer is given.
         image_filter, jpeg_quality: how photos are resized and stored; see `to_jpeg`.
     """
 
@@ -360,6 +361,8 @@ def token_ids(tokenizer: str, config: StoreConfig) -> Callable[[str], list[int]]
     """
     if config.text_tokens == "clip":
         return partial(clip_ids, length=config.max_tokens)
+    if config.text_tokens == "sentence":
+        return partial(marked_ids, Tokenizer.from_str(tokenizer), config.max_tokens)
     return SentenceEncoder(Tokenizer.from_str(tokenizer), config.max_tokens)
 
 

@@ -194,12 +194,28 @@ def _is_read(clip_model: str, crop_size: int, method: str) -> bool:
 
 
 def _can_freeze(frozen: list[str], image_model: str, image_model_args: list[str], method: str) -> bool:
-    if not frozen or method != "ht":
+    if not frozen or method in CLIP:
         return not frozen
     from recipe_lib.encoders.image import check_frozen  # as above
 
     check_frozen(image_model, image_model_args, frozen)
     return True
+
+
+def _reads_sentences(method: str, sentence_model: str) -> bool:
+    if method != "ht_sentence":
+        return True
+    from recipe_lib.encoders.sentence import sentence_tokenizer  # as above
+
+    return bool(sentence_model and sentence_tokenizer(sentence_model))
+
+
+def _has_weights(image_weights: str, pretrained: bool, method: str) -> bool:
+    if image_weights:
+        from recipe_lib.encoders.weights import weight_file  # as above
+
+        weight_file(image_weights)
+    return not image_weights or not (pretrained or method in CLIP)
 
 
 def _is_known(method: str, system_file: str) -> bool:
@@ -225,6 +241,7 @@ def _augments(augment: str) -> bool:
 
 
 CLIP = ("dar", "captions", "zero_shot")  # methods whose towers and tokens are CLIP's
+READS = dict.fromkeys(CLIP, "clip") | {"ht": "words", "ht_sentence": "sentence"}  # token ids, by method
 # What single ranges cannot say: these combinations would stop a run in the middle. A rule's arguments are parameters.
 TOGETHER = {
     "crop_size must be at most image_size": lambda crop_size, image_size: crop_size <= image_size,
@@ -251,17 +268,20 @@ TOGETHER = {
         lambda debias_batch_size, devices, num_nodes: debias_batch_size % (devices * num_nodes) == 0
     ),
     "at most 50 positions are learnt": lambda max_sentences, max_tokens: max(max_sentences, max_tokens) <= 50,
-    "CLIP's towers read text_tokens clip, the others words": (
-        lambda method, text_tokens: (
-            (method == "ht") <= (text_tokens == "words") and (method in CLIP) <= (text_tokens == "clip")
-        )
+    "CLIP's towers read text_tokens clip, ht_sentence sentence, the others words": (
+        lambda method, text_tokens: method not in READS or text_tokens == READS[method]
+    ),
+    "method ht_sentence needs a sentence_model": _reads_sentences,
+    "image_weights are for backbones of timm, in place of pretrained": _has_weights,
+    "frozen_views are of a backbone that is frozen [all]": (
+        lambda frozen_views, frozen, method: not frozen_views or ("all" in frozen and method not in CLIP)
     ),
     "only the kitchen knows what shows in a photo, as oracle_visible is told": (
         lambda source, variants: source == "kitchen" or "oracle_visible" not in variants
     ),
     "descriptions are read by method dar, segments by variants that swap context too (distances_from brings them)": (
         lambda method, descriptions, segments, variants: (
-            method not in ("ht", "captions") or not (descriptions or (segments and not _swaps(variants)))
+            method not in ("ht", "ht_sentence", "captions") or not (descriptions or (segments and not _swaps(variants)))
         )
     ),
     "CLIP's towers have weights where both pretrained and clip_pretrained say so": (

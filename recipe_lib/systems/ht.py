@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from recipe_lib.encoders.image import ImageEncoder
 from recipe_lib.encoders.recipe import RecipeEncoder
-from recipe_lib.systems.base import System
+from recipe_lib.systems.base import System, SystemConfig
+
+
+def image_encoder(config: SystemConfig) -> ImageEncoder:
+    """The photo side as the parameters say."""
+    return ImageEncoder(
+        config.image_model,
+        config.embed_dim,
+        pretrained=config.pretrained,
+        weights=config.image_weights,
+        model_args=config.image_model_args,
+        normalisation=config.image_normalisation,
+        frozen=config.frozen,
+    )
 
 
 class HT(System):
@@ -12,14 +25,7 @@ class HT(System):
 
     def build(self) -> None:
         config = self.config
-        self.image_encoder = ImageEncoder(
-            config.image_model,
-            config.embed_dim,
-            pretrained=config.pretrained,
-            model_args=config.image_model_args,
-            normalisation=config.image_normalisation,
-            frozen=config.frozen,
-        )
+        self.image_encoder = image_encoder(config)
         self.recipe_encoder = RecipeEncoder(
             config.vocabulary, config.embed_dim, dim=config.recipe_dim, **config.recipe_transformer
         )
