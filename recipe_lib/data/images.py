@@ -135,7 +135,7 @@ class RandAugment:
             raise ValueError(f"augment {name!r}: not a RandAugment policy by timm's name, such as rand-m7-mstd0.5")
         from timm.data.auto_augment import rand_augment_transform
 
-        self.policy = rand_augment_transform(name)
+        self.name, self.policy = name, rand_augment_transform(name)
         try:
             self(Image.new("RGB", (8, 8)), np.random.default_rng(0))
         except ValueError as error:  # more operations than its set has

@@ -30,7 +30,7 @@ from recipe_lib.data.parallel import Workers, progress
 from recipe_lib.data.recipe import DataError, Recipe
 from recipe_lib.data.shards import digest, finished, nested, parquet, remove, save
 from recipe_lib.data.store import TEXT_ONLY, Store
-from recipe_lib.data.text import SentenceEncoder, name_token, with_names, word_tokenizer
+from recipe_lib.data.text import SentenceEncoder, marked_ids, name_token, with_names, word_tokenizer
 from recipe_lib.paths import atomic_write_text
 from recipe_lib.reachable import code_digest
 
@@ -57,8 +57,8 @@ class StoreConfig:
         max_sentences: ingredient lines, and instruction steps, kept of each recipe.
         max_tokens: token ids kept of each sentence.
         text_tokens: "words"; "names": words, but a line is one token, the name of its ingredient, where at least
-            `min_word_count` paired training recipes hold it, else its words; or "clip": the byte pairs of CLIP's text
-            towers, start and end among them.
+            `min_word_count` paired training recipes hold it, else its words; "clip": the byte pairs of CLIP's text
+            towers, start and end among them; or "sentence": those of a sentence encoder, whose tokenizer is given.
         image_filter, jpeg_quality: how photos are resized and stored; see `to_jpeg`.
     """
 
@@ -386,6 +386,8 @@ def token_ids(tokenizer: str, config: StoreConfig) -> Callable[[str], list[int]]
     """
     if config.text_tokens == "clip":
         return partial(clip_ids, length=config.max_tokens)
+    if config.text_tokens == "sentence":
+        return partial(marked_ids, Tokenizer.from_str(tokenizer), config.max_tokens)
     return SentenceEncoder(Tokenizer.from_str(tokenizer), config.max_tokens)
 
 
