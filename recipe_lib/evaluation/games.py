@@ -22,10 +22,10 @@ if TYPE_CHECKING:  # a change of a game is no change of a study without one
 # Columns of a history by the axes they are drawn on; those of a system without a game are not there.
 CURVES = {
     "critic: distance of photos and recipes": ("critic", "game_gap", "game_slope"),
-    "discriminator": ("discriminator", "game_photo_real", "game_painted_real"),
-    "generator, and photo to ingredients": ("game_picture", "game_ingredients", "game_spread"),
+    "discriminators": ("discriminator", "origin", "game_photo_real", "game_painted_real"),
+    "generator, and photo to ingredients": ("generator", "game_picture", "game_ingredients", "game_spread"),
 }
-PLAYERS = "^(?:critic|discriminator|game_.*)$"  # columns of a history that are no loss of the encoders
+PLAYERS = "^(?:critic|discriminator|origin|generator|game_.*)$"  # columns of a history that are no loss of the encoders
 
 
 def curves(axes: Sequence[Axes], history: pd.DataFrame) -> None:

@@ -226,7 +226,7 @@ def _augments(augment: str) -> bool:
 
 CLIP = ("dar", "captions", "zero_shot")  # methods whose towers and tokens are CLIP's
 TRANSFORMERS = ("ht", "tnlbt")  # methods that read words by H-T's transformers
-LSTM = ("je", "adamine")  # methods that read ingredients by name, and categories
+LSTM = ("je", "adamine", "acme", "r2gan")  # methods that read ingredients by name, and categories
 # What single ranges cannot say: these combinations would stop a run in the middle. A rule's arguments are parameters.
 TOGETHER = {
     "crop_size must be at most image_size": lambda crop_size, image_size: crop_size <= image_size,
@@ -260,8 +260,8 @@ TOGETHER = {
             and (method in LSTM) <= (text_tokens != "clip")
         )
     ),
-    "categories are what method je classifies, unless category_weight is 0": (
-        lambda method, categories, category_weight: method != "je" or categories or not category_weight
+    "categories are what methods je and r2gan classify, unless category_weight is 0": (
+        lambda method, categories, category_weight: method not in ("je", "r2gan") or categories or not category_weight
     ),
     "categories are what method adamine has triplets of, unless semantic_weight is 0": (
         lambda method, categories, semantic_weight: method != "adamine" or categories or not semantic_weight

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from recipe_lib.data.loading import Batch
 from recipe_lib.encoders.chunks import in_chunks, resting_statistics
 from recipe_lib.encoders.recipe import RecipeFeatures
+from recipe_lib.losses import category_loss
 from recipe_lib.objectives.critic import ModalityCritic, critic_loss
 from recipe_lib.objectives.discriminator import Discriminator, as_pictures, told_as
 from recipe_lib.objectives.generator import Generator, Painted
@@ -47,15 +48,15 @@ class Game(System):
     opponents: ClassVar = {"critic": "alignment", "discriminator": "translation"}  # and the loss that they oppose
 
     def play(self, categories: int = 0) -> None:
-        """Make the opponents and what translates."""
+        """Make the opponents and what translates; with `categories`, the discriminator and the photo tell them too."""
         args, dim = self.args, self.config.embed_dim
         size = {name: args[name] for name in ("size", "channels", "code") if name in args} | {"size": args["picture"]}
         self.objectives["critic"] = ModalityCritic(dim)
         self.objectives["discriminator"] = Discriminator(**size, categories=categories)
         self.objectives["generator"] = Generator(dim, **size, noise=args["noise"])
-        widths = [dim, *args["hidden"]]
-        layers = [x for a, b in pairwise(widths) for x in (nn.Linear(a, b), nn.LeakyReLU(0.2))]
-        self.objectives["ingredients"] = nn.Sequential(*layers, nn.Linear(widths[-1], self.config.num_classes))
+        self.objectives["ingredients"] = _layers(dim, *args["hidden"], self.config.num_classes)
+        if categories:
+            self.objectives["categories"] = _layers(dim, *args["hidden"][:1], categories)
 
     def players(self) -> dict[str, list[nn.Parameter]]:
         opponents = {name: list(self.objectives[name].parameters()) for name in self.opponents}
@@ -65,7 +66,15 @@ class Game(System):
 
     def condition(self, image: ImageFeatures, recipes: RecipeFeatures) -> Tensor:
         """(B, D) that the generator paints from."""
-        return recipes.embedding
+        return self.read(recipes.embedding)
+
+    def apart(self, image: ImageFeatures, recipes: RecipeFeatures) -> tuple[Tensor, Tensor]:
+        """Photos and recipes (B, D) as the critic sees them."""
+        return image.embedding, recipes.embedding
+
+    def read(self, embedding: Tensor) -> Tensor:
+        """An embedding (B, D) as the generator and the classifiers read it."""
+        return embedding
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         if step.player == "main":
@@ -89,19 +98,18 @@ class Game(System):
         photos = as_pictures(step.batch.images, self.args["picture"])
         discriminator = self.objectives["discriminator"]
 
-        def judged(rows: slice) -> tuple[Tensor, Tensor]:
+        def judged(rows: slice) -> tuple[Tensor, Tensor, Tensor | None]:
             fakes, code = painted.pictures[rows], painted.mean[rows]
-            return discriminator(photos[rows].to(fakes.dtype), code), discriminator(fakes, code)
+            features = discriminator.features(photos[rows].to(fakes.dtype))
+            kind = discriminator.category(features) if discriminator.category else None
+            return discriminator.judge(features, code), discriminator(fakes, code), kind
 
-        real, fake = in_chunks(judged, len(photos), step.chunk, module=discriminator, where=photos.device)
-        spread = painted.pictures.float().std(0, unbiased=False).mean() / photos.std(0, unbiased=False).mean().clamp(
-            1e-6
-        )
+        real, fake, kind = in_chunks(judged, len(photos), step.chunk, module=discriminator, where=photos.device)
         told = {"photo": real, "painted": fake}
-        step.log(
-            {"game_spread": spread} | {f"game_{name}_real": x.detach().sigmoid().mean() for name, x in told.items()}
-        )
-        return told_as(real, True).mean() + told_as(fake, False).mean()
+        figures = {f"game_{name}_real": logits.detach().sigmoid().mean() for name, logits in told.items()}
+        step.log(figures | {"game_spread": spread(painted.pictures, photos)})
+        loss = told_as(real, True).mean() + told_as(fake, False).mean()
+        return loss if kind is None else loss + category_loss(kind, step.batch.category)
 
     @torch.no_grad()
     def still(self, step: Step) -> Still:
@@ -117,18 +125,24 @@ class Game(System):
     def _seen(self, batch: Batch, step: Step) -> Still:
         image, recipes = self.encode_images(batch), self.encode_recipes(batch.recipes)
         painted = self.objectives["generator"](self.condition(image, recipes)) if step.weight("translation") else None
-        return Still(image.embedding, recipes.embedding, painted)
+        return Still(*self.apart(image, recipes), painted)
 
     def row_losses(self, batch: Batch, step: Step, image: ImageFeatures, recipes: RecipeFeatures) -> dict[str, Tensor]:
         rows = {}
         if step.weight("alignment"):
-            rows["alignment"] = -self.objectives["critic"](recipes.embedding)
+            rows["alignment"] = -self.objectives["critic"](self.apart(image, recipes)[1])
         if step.weight("translation"):
             painted = self.objectives["generator"](self.condition(image, recipes))
-            judged = self.objectives["discriminator"](painted.pictures, painted.mean)
+            discriminator, seen = self.objectives["discriminator"], self.read(image.embedding)
+            features = discriminator.features(painted.pictures)
+            judged = discriminator.judge(features, painted.mean)
             rows["picture"] = told_as(judged, True) + self.args["divergence"] * painted.divergence()
-            told = self.objectives["ingredients"](image.embedding).float()
+            told = self.objectives["ingredients"](seen).float()
             rows["ingredients"] = F.binary_cross_entropy_with_logits(told, batch.labels, reduction="none").mean(1)
+            if batch.category is not None:
+                rows["picture"] = rows["picture"] + _told_kind(discriminator.category(features), batch.category)
+                kind = self.objectives["categories"](seen)
+                rows["ingredients"] = rows["ingredients"] + _told_kind(kind, batch.category)
         return rows
 
     @torch.no_grad()
@@ -147,6 +161,22 @@ class Game(System):
                 f"the game is lost: the discriminator is hardly ever wrong (loss {loss:.4f}) and teaches little"
             )
         return said
+
+
+def _layers(*widths: int) -> nn.Sequential:
+    layers = [x for a, b in pairwise(widths) for x in (nn.Linear(a, b), nn.LeakyReLU(0.2))]
+    return nn.Sequential(*layers[:-1])
+
+
+def _told_kind(logits: Tensor, category: Tensor) -> Tensor:
+    """(B, C) logits, (B,) categories, -1 for none -> (B,) cross-entropy, 0 for none."""
+    return F.cross_entropy(logits.float(), category, ignore_index=-1, reduction="none")
+
+
+def spread(painted: Tensor, photos: Tensor) -> Tensor:
+    """How much pictures (B, 3, S, S) differ within a batch, as a share of how much photos do."""
+    own, theirs = (x.detach().float().std(0, unbiased=False).mean() for x in (painted, photos))
+    return own / theirs.clamp(1e-6)
 
 
 def balanced(a: Tensor, b: Tensor) -> Tensor:
