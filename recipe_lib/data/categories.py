@@ -32,11 +32,10 @@ RARE = 20  # a category of no more training recipes than this is none
 _WORD = re.compile(r"[^\W\d_][\w'’-]*")
 # Words that say nothing of the dish itself.
 _EMPTY = frozenset(
-    """amazing amp awesome basic best better calorie cooker copycat crock crockpot day days delicious diet dinner
-    easiest easy ever family fast fat favorite favourite fashioned free friendly good grandma grandma's great healthy
-    holiday home homemade hour hours ii iii inspired instant low made make mama's minute minutes mom's mother's my new
-    night old oven party perfect pot quick quot real really recipe recipes simple skinny slow special style super
-    sugar-free tasty traditional ultimate version weeknight world's yummy""".split()
+    """amazing awesome basic best better cooker copycat crock crockpot day days delicious diet dinner easiest easy ever
+    family fashioned fast fat favorite favourite free friendly good grandma grandma's great healthy holiday home
+    homemade hour hours ii inspired instant low made make minute minutes mom's my new old perfect quick
+    real recipe recipes simple skinny slow style super tasty traditional ultimate version yummy""".split()
 )
 
 
@@ -52,31 +51,26 @@ def frequent_pairs(titles: Iterable[str], most: int = EXAMINED) -> list[str]:
 
 
 def title_categories(titles: Iterable[str], most: int, rare: int = RARE) -> IngredientClasses:
-    """A table of at most `most` categories: frequent pairs, each of the titles that no more frequent one has taken.
+    """At most `most` categories: frequent pairs, each of the titles that no more frequent one has taken.
 
-    Raises:
-        DataError: no pair of words is left that more than `rare` titles hold.
+    DataError where no pair of words is left that more than `rare` titles hold.
     """
-    free = Counter(title.lower() for title in titles)
-    taken: dict[str, int] = {}
+    free, taken = Counter(title.lower() for title in titles), {}
     for pair in frequent_pairs(free.elements()):
         own = [title for title in free if pair in title]
-        if (count := sum(free[title] for title in own)) > rare:
+        if len(taken) < most and (count := sum(free[title] for title in own)) > rare:
             taken[pair] = count
             for title in own:
                 del free[title]
-            if len(taken) == most:
-                break
     if not taken:
         raise DataError(f"categories: no two words stand in more than {rare} training titles; give a categories_file")
     return IngredientClasses(list(taken), list(taken.values()))
 
 
 def category_of(title: str, dish: str, phrases: Mapping[str, int]) -> int:
-    """The category of a recipe, -1 for none.
+    """The category of a recipe, -1 for none: of its dish where that is known, not "", else of what its title holds.
 
     Args:
-        dish: what is known, "" where nothing is: then the title says it.
         phrases: lower-case names and aliases of the table, and its row of each.
     """
     if dish:
@@ -86,15 +80,11 @@ def category_of(title: str, dish: str, phrases: Mapping[str, int]) -> int:
 
 
 def add_categories(folder: Path, most: int, table: IngredientClasses | None = None) -> dict:
-    """Label every recipe that has a photo.
+    """Label every recipe of a store that has a photo; the data card says how many have one of how many categories.
 
     Args:
-        folder: a prepared store.
         most: categories at most.
         table: an edited one in place of what the training recipes give.
-
-    Returns:
-        The data card, with the number of categories and of labelled recipes of each split.
 
     Raises:
         DataError: as `title_categories`; no training recipe has a category of the given table.

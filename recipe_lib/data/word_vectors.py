@@ -24,10 +24,7 @@ FILE = "word_vectors.safetensors"
 
 
 def add_word_vectors(folder: Path, dim: int, seed: int) -> dict:
-    """Train vectors of `dim` numbers for the words of a store; the same seed gives the same ones. Returns the card.
-
-    Words that no step holds start at random, at the scale of the others.
-    """
+    """Train vectors of `dim` numbers for a store's words; those in no step are random, at the others' scale."""
     from gensim.models import Word2Vec  # seconds, for those alone who ask for it
 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -39,8 +36,7 @@ def add_word_vectors(folder: Path, dim: int, seed: int) -> dict:
     vectors = np.random.default_rng(seed).normal(0, model.wv.vectors.std(), (tokenizer.get_vocab_size(), dim))
     vectors[[int(word) for word in model.wv.index_to_key]] = model.wv.vectors
     vectors[PAD] = 0
-    vectors = torch.from_numpy(vectors).float()
-    save_file({"vectors": vectors}, folder / FILE)
+    save_file({"vectors": torch.from_numpy(vectors).float()}, folder / FILE)
     made_of = digest(FILE, str(dim), str(seed), *(" ".join(sentence) for sentence in sentences))
     return note(folder, "word_vectors", [{"files": {FILE: made_of}}], {"dim": dim, "steps": len(sentences)})
 

@@ -50,10 +50,7 @@ class LSTMEncoder(nn.Module):
     def start_from(self, vectors: Tensor) -> None:
         """Word vectors (V, E) to begin with. ValueError where they are of another size."""
         if vectors.shape != self.word.weight.shape:
-            raise ValueError(
-                f"word vectors {tuple(vectors.shape)}, but the recipe encoder has {tuple(self.word.weight.shape)}; "
-                "make recipe_dim equal to word_vectors"
-            )
+            raise ValueError(f"word vectors {tuple(vectors.shape)}: make recipe_dim, {self.dim}, equal to word_vectors")
         self.word.weight.copy_(vectors)
 
     def encode_sentences(self, component: str, tokens: Tensor) -> Tensor:

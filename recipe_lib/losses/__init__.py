@@ -10,14 +10,6 @@ from recipe_lib.losses.semantic import semantic_triplet_loss
 from recipe_lib.losses.triplet import triplet_loss
 
 __all__ = [
-    "asymmetric_loss",
-    "category_loss",
-    "circle_loss",
-    "cosine_loss",
-    "mismatches",
-    "nearest_triplet_loss",
-    "picture_triplet_loss",
-    "posterior",
-    "semantic_triplet_loss",
-    "triplet_loss",
-]
+    "asymmetric_loss", "category_loss", "circle_loss", "cosine_loss", "mismatches", "nearest_triplet_loss",
+    "picture_triplet_loss", "posterior", "semantic_triplet_loss", "triplet_loss",
+]  # fmt: skip

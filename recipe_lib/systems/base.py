@@ -81,6 +81,12 @@ class SystemConfig:
         return cls.from_dict(named | facts)
 
     @property
+    def photo_backbone(self) -> dict:
+        """Further arguments of an `ImageEncoder`."""
+        own = {"model_args": self.image_model_args, "normalisation": self.image_normalisation, "frozen": self.frozen}
+        return own | {"pretrained": self.pretrained}
+
+    @property
     def recipe_transformer(self) -> dict:
         """Arguments of the recipe encoders' transformers."""
         names = ("layers", "heads", "feedforward")

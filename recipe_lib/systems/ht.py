@@ -12,14 +12,7 @@ class HT(System):
 
     def build(self) -> None:
         config = self.config
-        self.image_encoder = ImageEncoder(
-            config.image_model,
-            config.embed_dim,
-            pretrained=config.pretrained,
-            model_args=config.image_model_args,
-            normalisation=config.image_normalisation,
-            frozen=config.frozen,
-        )
+        self.image_encoder = ImageEncoder(config.image_model, config.embed_dim, **config.photo_backbone)
         self.recipe_encoder = RecipeEncoder(
             config.vocabulary, config.embed_dim, dim=config.recipe_dim, **config.recipe_transformer
         )

@@ -22,31 +22,24 @@ from recipe_lib.systems.recurrent import Recurrent
 class JE(Recurrent):
     """One classifier of categories for both sides, on normalised embeddings.
 
-    Args of its own:
-        mismatched: share of the recipes that meet the photo of another.
-        pairs: "drawn": each recipe meets one photo, as in the paper; "all": the mean over every photo of the batch
-            that it could have drawn, which has the same expectation.
+    Args of its own: mismatched, the probability that a recipe meets the photo of another.
     """
 
-    defaults: ClassVar[dict[str, Any]] = Recurrent.defaults | {"mismatched": 0.8, "pairs": "drawn"}
+    defaults: ClassVar[dict[str, Any]] = Recurrent.defaults | {"mismatched": 0.8}
 
     def build(self) -> None:
         super().build()
-        if self.args["pairs"] not in ("drawn", "all"):
-            raise ValueError(f"system_args pairs: {self.args['pairs']!r} is not in [drawn|all]")
         if self.config.num_categories:
             self.objectives["categories"] = nn.Linear(self.config.embed_dim, self.config.num_categories)
 
     def losses(self, step: Step) -> dict[str, Tensor]:
+        return super().losses(step._replace(loss=partial(self._cosine, step)))
+
+    def _cosine(self, step: Step, image: Tensor, recipe: Tensor) -> Tensor:
         # One draw for all devices, and the same in a resumed run.
         generator = torch.Generator().manual_seed(int(step.epoch * 2**24))
-        return super().losses(step._replace(loss=partial(self._cosine, margin=step.margin, generator=generator)))
-
-    def _cosine(self, image: Tensor, recipe: Tensor, margin: float, generator: torch.Generator) -> Tensor:
-        share, partner = self.args["mismatched"], None
-        if self.args["pairs"] == "drawn":
-            partner = mismatches(len(recipe), share, generator).to(recipe.device)
-        return cosine_loss(image, recipe, partner, margin, share)
+        partner = mismatches(len(recipe), self.args["mismatched"], generator).to(recipe.device)
+        return cosine_loss(image, recipe, partner, step.margin)
 
     def further(self, sides: dict[str, Tensor], step: Step) -> dict[str, Tensor]:
         if not step.weight("category"):

@@ -22,19 +22,10 @@ class Recurrent(System):
 
     def build(self) -> None:
         config = self.config
-        self.image_encoder = ImageEncoder(
-            config.image_model,
-            config.embed_dim,
-            pretrained=config.pretrained,
-            model_args=config.image_model_args,
-            normalisation=config.image_normalisation,
-            frozen=config.frozen,
-        )
+        self.image_encoder = ImageEncoder(config.image_model, config.embed_dim, **config.photo_backbone)
+        steps = self.args["instruction_dim"]
         self.recipe_encoder = LSTMEncoder(
-            config.vocabulary,
-            config.embed_dim,
-            dim=config.recipe_dim,
-            instruction_dim=self.args["instruction_dim"],
+            config.vocabulary, config.embed_dim, dim=config.recipe_dim, instruction_dim=steps
         )
 
     @property

@@ -148,34 +148,30 @@ def _worse(select_by: str) -> int:
     return 1 if select_by.endswith("medr") else -1
 
 
-def plateaus(scores: Sequence[float], select_by: str, epochs: int) -> int:
+def plateaus(scores: Sequence[float], select_by: str, *epochs: int) -> int:
     """How often more than `epochs` epochs in a row were no better than the best before, counted anew after each time.
 
-    The drops of torch's ReduceLROnPlateau with patience `epochs` and threshold 0, from the history alone.
+    The drops of torch's ReduceLROnPlateau with patience `epochs` and threshold 0, from the history alone. Of several
+    numbers the first holds until the first drop, and so on; the last holds for all others.
     """
     drops, bad, best = 0, 0, math.inf
     for score in scores:
         cost = _worse(select_by) * score
         bad, best = 0 if cost < best else bad + 1, min(best, cost)
-        if bad > epochs:
+        if bad > epochs[min(drops, len(epochs) - 1)]:
             drops, bad = drops + 1, 0
     return drops
 
 
 def trained_parts(config: TrainingConfig, done: int, scores: Sequence[float] = ()) -> tuple[bool, bool]:
-    """Whether the photo backbone trains, and whether the rest does, in the epoch after `done`, which had these scores.
+    """Whether the photo backbone trains, and whether the rest does, after `done` epochs with these scores.
 
     `frozen_epochs`: the backbone waits so long (AdaMine). `alternate`: the rest trains, and when a score was not better
-    for so many epochs, the backbone, and so on in turns; the first number holds until the first turn (JE).
+    for so many epochs, the backbone, and so on in turns (JE).
     """
     if not config.alternate:
         return done >= config.frozen_epochs, True
-    turns, bad, best = 0, 0, math.inf
-    for score in scores:
-        cost = _worse(config.select_by) * score
-        bad, best = 0 if cost < best else bad + 1, min(best, cost)
-        if bad >= config.alternate[min(turns, len(config.alternate) - 1)]:
-            turns, bad = turns + 1, 0
+    turns = plateaus(scores, config.select_by, *(epochs - 1 for epochs in config.alternate))
     return turns % 2 == 1, turns % 2 == 0
 
 

@@ -105,7 +105,7 @@ def test_starts_from_given_word_vectors():
     model, vectors = make(), torch.randn(30, 6)
     model.start_from(vectors)
     assert torch.equal(model.word.weight, vectors) and model.word.weight.requires_grad
-    with pytest.raises(ValueError, match=r"make recipe_dim equal to word_vectors"):
+    with pytest.raises(ValueError, match=r"make recipe_dim, 6, equal to word_vectors"):
         model.start_from(torch.randn(30, 7))
 
 
