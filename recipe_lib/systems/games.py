@@ -21,11 +21,12 @@ from recipe_lib.systems.base import ImageFeatures, Step, System
 
 
 class Still(NamedTuple):
-    """What opponents look at, without gradients: embeddings (B, D), and what is painted where pictures are."""
+    """What opponents look at, without gradients: embeddings (B, D); photos and what is painted, where pictures are."""
 
     image: Tensor
     recipe: Tensor
-    painted: Painted | None
+    photos: Tensor | None = None
+    painted: Painted | None = None
 
 
 class Game(System):
@@ -50,10 +51,10 @@ class Game(System):
     def play(self, categories: int = 0) -> None:
         """Make the opponents and what translates; with `categories`, the discriminator and the photo tell them too."""
         args, dim = self.args, self.config.embed_dim
-        size = {name: args[name] for name in ("size", "channels", "code") if name in args} | {"size": args["picture"]}
+        size, code = (args["picture"], args["channels"]), args["code"]
         self.objectives["critic"] = ModalityCritic(dim)
-        self.objectives["discriminator"] = Discriminator(**size, categories=categories)
-        self.objectives["generator"] = Generator(dim, **size, noise=args["noise"])
+        self.objectives["discriminator"] = Discriminator(*size, code=code, categories=categories)
+        self.objectives["generator"] = Generator(dim, *size, code=code, noise=args["noise"])
         self.objectives["ingredients"] = _layers(dim, *args["hidden"], self.config.num_classes)
         if categories:
             self.objectives["categories"] = _layers(dim, *args["hidden"][:1], categories)
@@ -91,41 +92,37 @@ class Game(System):
             loss, gap, slope = critic_loss(opponent, still.image, still.recipe)
             step.log({"game_gap": gap, "game_slope": slope})
             return {"critic": loss}
-        return {"discriminator": self.discriminator_loss(step, still.painted)}
-
-    def discriminator_loss(self, step: Step, painted: Painted) -> Tensor:
-        """Cross-entropy of photos and painted pictures, each given the condition's code."""
-        photos = as_pictures(step.batch.images, self.args["picture"])
-        discriminator = self.objectives["discriminator"]
 
         def judged(rows: slice) -> tuple[Tensor, Tensor, Tensor | None]:
-            fakes, code = painted.pictures[rows], painted.mean[rows]
-            features = discriminator.features(photos[rows].to(fakes.dtype))
-            kind = discriminator.category(features) if discriminator.category else None
-            return discriminator.judge(features, code), discriminator(fakes, code), kind
+            photos, code = opponent.features(still.photos[rows]), still.painted.mean[rows]
+            kind = opponent.category(photos) if opponent.category else None
+            return opponent.judge(photos, code), opponent(still.painted.pictures[rows], code), kind
 
-        real, fake, kind = in_chunks(judged, len(photos), step.chunk, module=discriminator, where=photos.device)
+        photos = still.photos
+        real, fake, kind = in_chunks(judged, len(photos), step.chunk, module=opponent, where=photos.device)
         told = {"photo": real, "painted": fake}
         figures = {f"game_{name}_real": logits.detach().sigmoid().mean() for name, logits in told.items()}
-        step.log(figures | {"game_spread": spread(painted.pictures, photos)})
+        step.log(figures | {"game_spread": spread(still.painted.pictures, photos)})
         loss = told_as(real, True).mean() + told_as(fake, False).mean()
-        return loss if kind is None else loss + category_loss(kind, step.batch.category)
+        return {"discriminator": loss if kind is None else loss + category_loss(kind, step.batch.category)}
 
     @torch.no_grad()
     def still(self, step: Step) -> Still:
         """Made once for all opponents of a step; statistics are left to the encoders' own turn."""
-        if step.shared is None or "still" not in step.shared:
+        shared = {} if step.shared is None else step.shared
+        if "still" not in shared:
             with resting_statistics(self):
-                still = self.in_chunks(step, lambda batch: self._seen(batch, step))
-            if step.shared is None:
-                return still
-            step.shared["still"] = still
-        return step.shared["still"]
+                shared["still"] = self.in_chunks(step, lambda batch: self.seen(batch, step))
+        return shared["still"]
 
-    def _seen(self, batch: Batch, step: Step) -> Still:
+    def seen(self, batch: Batch, step: Step) -> Still:
+        """What opponents see of a batch, or of a chunk of one."""
         image, recipes = self.encode_images(batch), self.encode_recipes(batch.recipes)
-        painted = self.objectives["generator"](self.condition(image, recipes)) if step.weight("translation") else None
-        return Still(*self.apart(image, recipes), painted)
+        if not step.weight("translation"):
+            return Still(*self.apart(image, recipes))
+        painted = self.objectives["generator"](self.condition(image, recipes))
+        photos = as_pictures(batch.images, self.args["picture"]).to(painted.pictures.dtype)
+        return Still(*self.apart(image, recipes), photos, painted)
 
     def row_losses(self, batch: Batch, step: Step, image: ImageFeatures, recipes: RecipeFeatures) -> dict[str, Tensor]:
         rows = {}
@@ -158,7 +155,7 @@ class Game(System):
             said.append(f"the game collapsed: painted pictures differ {spread:.3f} times as much as photos do")
         if (loss := row.get("discriminator", 1.0)) < 0.05:
             said.append(
-                f"the game is lost: the discriminator is hardly ever wrong (loss {loss:.4f}) and teaches little"
+                f"the game is lost: the discriminator is hardly ever wrong (loss {loss:.4f})"
             )
         return said
 
@@ -175,7 +172,7 @@ def _told_kind(logits: Tensor, category: Tensor) -> Tensor:
 
 def spread(painted: Tensor, photos: Tensor) -> Tensor:
     """How much pictures (B, 3, S, S) differ within a batch, as a share of how much photos do."""
-    own, theirs = (x.detach().float().std(0, unbiased=False).mean() for x in (painted, photos))
+    own, theirs = (x.float().std(0, unbiased=False).mean() for x in (painted, photos))
     return own / theirs.clamp(1e-6)
 
 

@@ -23,10 +23,11 @@ from recipe_lib.systems.recurrent import Recurrent
 
 
 class Seen(NamedTuple):
-    """What opponents look at, without gradients: embeddings (B, D), and the pictures of them (B, 3, S, S)."""
+    """What opponents look at, without gradients: embeddings (B, D), photos and the pictures of either (B, 3, S, S)."""
 
     image: Tensor
     recipe: Tensor
+    photos: Tensor
     from_image: Tensor
     from_recipe: Tensor
 
@@ -64,13 +65,11 @@ class R2GAN(Game, Recurrent):
         """Embeddings (B, D) of each side -> pictures (B, 3, S, S) of each."""
         return tuple(self.objectives["generator"](x).pictures for x in (image, recipe))
 
-    def reconstruction(self, batch: Batch, from_image: Tensor, from_recipe: Tensor) -> Tensor:
-        """(B,) half the mean squared differences photo - image's picture - recipe's picture, in features and pixels."""
-        photos = as_pictures(batch.images, self.args["picture"])
-        chain = [x.float() for x in (photos, from_image, from_recipe)]
-        features = [self.objectives["discriminator"].features(x).float() for x in chain]
-        kinds = (1.0, features), (self.args["pixels"], chain)
-        return sum(w / 2 * (a - b).square().flatten(1).mean(1) for w, kind in kinds for a, b in pairwise(kind))
+    def reconstruction(self, *pictures: Tensor) -> Tensor:
+        """(B,) half the mean squares of photo - picture of the photo - that of the recipe, in features and pixels."""
+        features = [self.objectives["discriminator"].features(x) for x in pictures]
+        kinds = (1.0, features), (self.args["pixels"], pictures)
+        return sum(w / 2 * (a - b).float().square().flatten(1).mean(1) for w, x in kinds for a, b in pairwise(x))
 
     # ---- the encoders' turn ----
 
@@ -79,7 +78,8 @@ class R2GAN(Game, Recurrent):
         if batch.images is None:
             return made
         pictures = self.paint_both(made.image.embedding, made.sides["recipe"])
-        rows = {"reconstruction": self.args["reconstruction"] * self.reconstruction(batch, *pictures)}
+        photos = as_pictures(batch.images, self.args["picture"]).to(pictures[0].dtype)
+        rows = {"reconstruction": self.args["reconstruction"] * self.reconstruction(photos, *pictures)}
         sides = {name: x.flatten(1) for name, x in zip(self.pairs["image_space"], pictures, strict=True)}
         return made._replace(sides=made.sides | sides, rows=rows)
 
@@ -104,36 +104,31 @@ class R2GAN(Game, Recurrent):
             return super(Game, self).losses(step)
         if step.batch.images is None:
             return {}
-        seen = self.still(step)
-        module = self.objectives[step.player]
-        rows = in_chunks(
-            lambda rows: getattr(self, f"_{step.player}")(step.batch.part(rows), Seen(*(x[rows] for x in seen))),
-            len(seen.image), step.chunk, module=module, where=seen.image.device,
-        )  # fmt: skip
+        seen, turn, opponent = self.still(step), getattr(self, f"_{step.player}"), self.objectives[step.player]
         if step.player == "discriminator":
-            photos = as_pictures(step.batch.images, self.args["picture"])
-            step.log({"game_spread": spread(seen.from_recipe, photos)})
+            step.log({"game_spread": spread(seen.from_recipe, seen.photos)})
+
+        def cost(rows: slice) -> Tensor:
+            return turn(Seen(*(x[rows] for x in seen)), opponent)
+
+        rows = in_chunks(cost, len(seen.image), step.chunk, module=opponent, where=seen.image.device)
         return {step.player: rows.mean()}
 
-    def _seen(self, batch: Batch, step: Step) -> Seen:
-        image, recipes = self.encode_images(batch), self.encode_recipes(batch.recipes)
-        pictures = self.paint_both(image.embedding, recipes.embedding)
-        return Seen(image.embedding, recipes.embedding, *pictures)
+    def seen(self, batch: Batch, step: Step) -> Seen:
+        image, recipe = self.encode_images(batch).embedding, self.encode_recipes(batch.recipes).embedding
+        pictures = self.paint_both(image, recipe)
+        return Seen(image, recipe, as_pictures(batch.images, self.args["picture"]).to(pictures[0].dtype), *pictures)
 
-    def _discriminator(self, batch: Batch, seen: Seen) -> Tensor:
-        judge = self.objectives["discriminator"]
-        photos = as_pictures(batch.images, self.args["picture"]).to(seen.from_image.dtype)
-        fakes = (told_as(judge(x), False) / 2 for x in (seen.from_image, seen.from_recipe))
-        return told_as(judge(photos), True) + sum(fakes)
+    def _discriminator(self, seen: Seen, judge: nn.Module) -> Tensor:
+        fakes = sum(told_as(judge(x), False) for x in (seen.from_image, seen.from_recipe))
+        return told_as(judge(seen.photos), True) + fakes / 2
 
-    def _origin(self, batch: Batch, seen: Seen) -> Tensor:
-        judge = self.objectives["origin"]
+    def _origin(self, seen: Seen, judge: nn.Module) -> Tensor:
         return told_as(judge(seen.from_image), True) + told_as(judge(seen.from_recipe), False)
 
-    def _generator(self, batch: Batch, seen: Seen) -> Tensor:
-        """The game's loss, which the discriminators oppose, and the reconstruction."""
-        from_image, from_recipe = self.paint_both(seen.image, seen.recipe)
-        judge, origin = self.objectives["discriminator"], self.objectives["origin"]
-        fools = sum(told_as(judge(x), True) / 2 for x in (from_image, from_recipe))
-        fools = fools + (told_as(origin(from_image), False) + told_as(origin(from_recipe), True)) / 2
-        return fools + self.args["reconstruction"] * self.reconstruction(batch, from_image, from_recipe)
+    def _generator(self, seen: Seen, _: nn.Module) -> Tensor:
+        """To be taken for photos, and for pictures of the other side; and the reconstruction."""
+        painted = self.paint_both(seen.image, seen.recipe)
+        real = sum(told_as(self.objectives["discriminator"](x), True) for x in painted)
+        other = sum(told_as(self.objectives["origin"](x), kind) for x, kind in zip(painted, (False, True), strict=True))
+        return (real + other) / 2 + self.args["reconstruction"] * self.reconstruction(seen.photos, *painted)

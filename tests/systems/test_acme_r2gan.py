@@ -86,7 +86,7 @@ def test_acme_by_hand(tiny_config, batch):
     p, kinds = torch.sigmoid(system.objectives["ingredients"](unit)), system.objectives["categories"](unit)
     told = [F.binary_cross_entropy(p[i], batch.labels[i]).item() for i in range(8)]
     for i, category in enumerate(batch.category.tolist()):
-        told[i] += -float(kinds[i].log_softmax(0)[category]) if category >= 0 else 0.0
+        told[i] += -kinds[i].log_softmax(0)[category].item() if category >= 0 else 0.0
     assert float(figures["game_ingredients"]) == pytest.approx(np.mean(told), rel=1e-4)
 
 
@@ -97,9 +97,9 @@ def test_the_discriminator_learns_categories_from_photos(tiny_config, batch):
     still = system.still(step)
     branch = system.objectives["discriminator"].category[1].weight
     system.losses(step)["discriminator"].backward()
-    photos = as_pictures(batch.images, 16).to(still.painted.pictures.dtype)
     judge = system.objectives["discriminator"]
-    expected = category_loss(judge.category(judge.features(photos)), batch.category)
+    assert torch.equal(still.photos, as_pictures(batch.images, 16))
+    expected = category_loss(judge.category(judge.features(still.photos)), batch.category)
     (slope,) = torch.autograd.grad(expected, branch)
     assert slope.abs().max() > 0
     torch.testing.assert_close(branch.grad, slope, rtol=1e-4, atol=1e-6)

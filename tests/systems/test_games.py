@@ -160,7 +160,7 @@ def test_opponents_losses_by_hand(tnlbt, batch):
     torch.randn(8, 4)  # the generator's noise
     image, recipe = system.encode_images(batch).embedding, system.encode_recipes(batch.recipes).embedding
     loss, gap, slope = critic_loss(system.objectives["critic"], image, recipe)
-    assert found.item() == pytest.approx(float(loss), rel=1e-5)
+    assert found.item() == pytest.approx(loss.item(), rel=1e-5)
     assert (float(figures["game_gap"]), float(figures["game_slope"])) == pytest.approx(
         (float(gap), float(slope)), rel=1e-5
     )
