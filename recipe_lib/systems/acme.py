@@ -62,13 +62,13 @@ class ACME(Game, Recurrent):
 
     def build(self) -> None:
         Recurrent.build(self)
+        args, head = self.args, None
         for name, choices in {"head": ("trained", "random"), "statistics": ("running", "batch")}.items():
-            if self.args[name] not in choices:
-                raise ValueError(f"system_args {name}: {self.args[name]!r} is not in [{'|'.join(choices)}]")
-        batch, head, dim = self.args["statistics"] == "batch", None, self.config.embed_dim
+            if args[name] not in choices:
+                raise ValueError(f"system_args {name}: {args[name]!r} is not in [{'|'.join(choices)}]")
         for encoder in (self.recipe_encoder, self.image_encoder):
-            head = SharedHead(dim, head, batch)
-            encoder.fc = nn.Sequential(encoder.fc, nn.Tanh(), head.requires_grad_(self.args["head"] == "trained"))
+            head = SharedHead(self.config.embed_dim, head, args["statistics"] == "batch")
+            encoder.fc = nn.Sequential(encoder.fc, nn.Tanh(), head.requires_grad_(args["head"] == "trained"))
         self.play(self.config.num_categories)
 
     def sides(self, batch: Batch, step: Step) -> dict[str, Tensor]:

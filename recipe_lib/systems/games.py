@@ -154,9 +154,7 @@ class Game(System):
         if (spread := row.get("game_spread", 1.0)) < 0.1:
             said.append(f"the game collapsed: painted pictures differ {spread:.3f} times as much as photos do")
         if (loss := row.get("discriminator", 1.0)) < 0.05:
-            said.append(
-                f"the game is lost: the discriminator is hardly ever wrong (loss {loss:.4f})"
-            )
+            said.append(f"the game is lost: the discriminator is hardly ever wrong (loss {loss:.4f})")
         return said
 
 
