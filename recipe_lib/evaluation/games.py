@@ -37,7 +37,7 @@ def curves(axes: Sequence[Axes], history: pd.DataFrame) -> None:
 
 
 def pictures(system: System, split: Split, rows: np.ndarray, crop: int) -> dict[str, Tensor]:
-    """Photos of some pairs, and what a system that paints makes of their recipes: (n, 3, side, side) in [0, 1], by name.
+    """Photos of some pairs, and what a system paints of their recipes: (n, 3, side, side) in [0, 1], by name.
 
     A system that paints from photos too is shown a photo that is another's, and none, to see what it takes from where.
     """
