@@ -71,7 +71,7 @@ class TrainingConfig:
     lr_factor: float = 0.1
     warmup_epochs: float = 0.0
     frozen_epochs: int = 0
-    alternate: Sequence[int] = ()
+    alternate: list[int] = field(default_factory=list)
     loss: str = "triplet"
     mining: str = "all"
     margin: float = 0.3

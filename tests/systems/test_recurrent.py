@@ -127,7 +127,7 @@ def test_turns_follow_from_the_scores_alone():
     rest, backbone, both = (False, True), (True, False), (True, True)
     wait = TrainingConfig(frozen_epochs=2)
     assert [trained_parts(wait, done) for done in range(4)] == [rest, rest, both, both]
-    turns = TrainingConfig(alternate=(1, 2), select_by="i2r_medr")
+    turns = TrainingConfig(alternate=[1, 2], select_by="i2r_medr")
     scores = [
         9,
         8,
@@ -158,7 +158,7 @@ def test_a_backbone_that_waits_stands_still_with_its_statistics(store, tmp_path)
 def test_turns_are_taken_in_training(store, tmp_path):
     """Without a learning rate no score is better than the first, so the third epoch is the backbone's."""
     system = fresh(store, "je")
-    config = replace(CONFIG, alternate=(1, 9), learning_rate=0.0, epochs=3)
+    config = replace(CONFIG, alternate=[1, 9], learning_rate=0.0, epochs=3)
     train(system, store, config, tmp_path)
     last = torch.load(tmp_path / "last.ckpt", weights_only=True)
     counts = {v.item() for k, v in last["state_dict"].items() if k.endswith("num_batches_tracked")}
