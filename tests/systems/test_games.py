@@ -258,6 +258,18 @@ def test_kill_9_and_resume_restore_every_player(tiny_store, tnlbt, tmp_path, cap
         assert all(torch.equal(whole[key], resumed[key]) for key in whole), name
 
 
+def test_two_devices_play_in_chunks_as_without(tiny_store, tnlbt, tmp_path):
+    """Where no row depends on another (LayerNorm, no dropout, no pictures) the figures are those of whole shares."""
+    config = replace(tnlbt, dropout=0.0, image_model="test_vit", image_model_args=("img_size: 48",))
+    two = replace(CONFIG, epochs=1, devices=2, weights={"alignment": 0.05, "translation": 0.0})
+    whole, chunked = (
+        train(fresh(config), tiny_store, replace(two, chunk=chunk), tmp_path / str(chunk)).drop(columns="seconds")
+        for chunk in (0, 8)
+    )
+    pd.testing.assert_frame_equal(whole, chunked, rtol=1e-3)
+    assert {"critic", "alignment"} <= set(whole) and "discriminator" not in whole
+
+
 def test_a_collapsed_game_is_seen_and_said(tiny_store, tnlbt, tmp_path, capsys):
     """A generator that paints one picture, against which the discriminator cannot lose."""
     system = fresh(tnlbt)
