@@ -50,6 +50,13 @@ def study_dir(study: str) -> Path:
     return resolve(os.environ.get("CAUSAL_KITCHEN_OUTPUTS") or "outputs") / study
 
 
+def frozen_dir() -> Path:
+    """Folder of what frozen encoders make of photos and sentences, outputs/frozen, for all studies."""
+    path = resolve(os.environ.get("CAUSAL_KITCHEN_OUTPUTS") or "outputs") / "frozen"
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
 def atomic_write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     partial = path.with_name(f".{path.name}.partial")

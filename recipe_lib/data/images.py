@@ -10,6 +10,8 @@ import io
 import random
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +43,20 @@ def read_image(source: Path | bytes, max_pixels: int = MAX_PIXELS, name: str = "
     Raises:
         ImageError: unreadable, empty, not an image, truncated, too large or a thin strip.
     """
+    with _judged(source, max_pixels, name) as (image, shown):
+        image.load()
+        return _to_rgb(ImageOps.exif_transpose(image), shown)
+
+
+def check_image(source: Path | bytes, max_pixels: int = MAX_PIXELS, name: str = "") -> None:
+    """Judge a photo as `read_image` does, by its header alone: some broken pixels stay unseen."""
+    with _judged(source, max_pixels, name):
+        pass
+
+
+@contextmanager
+def _judged(source: Path | bytes, max_pixels: int, name: str) -> Iterator[tuple[Image.Image, str]]:
+    """An image whose header is good, not decoded yet, and its name; whatever goes wrong inside is an ImageError."""
     name = name or (f"{len(source)} bytes" if isinstance(source, bytes) else str(source))
     try:
         if isinstance(source, Path) and not source.is_file():
@@ -51,8 +67,7 @@ def read_image(source: Path | bytes, max_pixels: int = MAX_PIXELS, name: str = "
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(data, formats=FORMATS) as image:
                 _check_size(*image.size, max_pixels, name)
-                image.load()
-                return _to_rgb(ImageOps.exif_transpose(image), name)
+                yield image, name
     except ImageError:
         raise
     except Image.UnidentifiedImageError:
@@ -120,7 +135,7 @@ class RandAugment:
             raise ValueError(f"augment {name!r}: not a RandAugment policy by timm's name, such as rand-m7-mstd0.5")
         from timm.data.auto_augment import rand_augment_transform
 
-        self.policy = rand_augment_transform(name)
+        self.name, self.policy = name, rand_augment_transform(name)
         try:
             self(Image.new("RGB", (8, 8)), np.random.default_rng(0))
         except ValueError as error:  # more operations than its set has

@@ -50,10 +50,10 @@ class Batch:
     """One step; of text-only recipes there are no more than `recipes` and `rows`.
 
     Shape:
-        images (B, 3, H, W) uint8; labels (B, K) float; visible (B, K) float, the labels that show in the photo, None
-        where nobody knows; descriptions (B, L) int64 ids of CLIP; segments (B, n, E)
-        features or (B, n, 3, S, S) uint8 pixels, their mask (B, n) bool; category (B,) int64, -1 for none. The last
-        four are None for systems that do not read them.
+        images (B, 3, H, W) uint8, or what a frozen backbone made of them, (B, C, h, w) float16; labels (B, K) float;
+        visible (B, K) float, the labels that show in the photo, None where nobody knows; descriptions (B, L) int64 ids
+        of CLIP; segments (B, n, E) features or (B, n, 3, S, S) uint8 pixels, their mask (B, n) bool; category (B,)
+        int64, -1 for none. The last four are None for systems that do not read them.
     """
 
     recipes: RecipeBatch
@@ -174,6 +174,8 @@ class StudyDataset(Dataset):
         visible: batches hold the labels that show in the photo, where that is known.
         swap: share of the photos that get other surroundings; see `context`.
         swap_radius: of the discs that keep their own pixels, where no parts are stored with the photos.
+        features: (pairs, views, C, h, w) of a frozen backbone, and, with a swap, those of photos with other
+            surroundings: batches hold a view of each in place of pixels; see `training.frozen_features`.
     """
 
     def __init__(
@@ -192,11 +194,13 @@ class StudyDataset(Dataset):
         category: bool = False,
         swap: float = 0.0,
         swap_radius: tuple[float, float] = (0.28, 0.44),
+        features: Sequence[np.ndarray] = (),
     ):
         self.split, self.text_only, self.crop, self.augment, self.seed = split, text_only, crop, augment, seed
         self.descriptions, self.segments, self.category = descriptions, segments, category
         self.policy, self.choose = RandAugment(policy) if policy else None, augment and not first_photo_only
         self.visible, self.swap, self.swap_radius = visible and split.knows_visible, swap, swap_radius
+        self.features = features
 
     def __len__(self) -> int:
         return len(self.split)
@@ -205,6 +209,26 @@ class StudyDataset(Dataset):
         rows = torch.from_numpy(draw.rows)
         if not draw.paired:
             return Batch(recipe_batch(self.text_only, draw.rows), rows)
+        images, photos = self._views(draw) if self.features else self.photos(draw)
+        labels = torch.from_numpy(self.split.label_matrix(draw.rows)).float()
+        batch = Batch(recipe_batch(self.split, draw.rows), rows, images, labels)
+        if self.visible:
+            batch.visible = torch.from_numpy(self.split.visible_matrix(draw.rows)).float()
+        if self.category:
+            batch.category = torch.from_numpy(self.split.categories[draw.rows])
+        if self.descriptions:
+            batch.descriptions = torch.from_numpy(self.split.description_tokens(draw.rows))
+        if isinstance(self.segments, int):
+            if self.segments:
+                batch.segments, batch.segment_mask = segment_pixels(self.split, photos, self.segments)
+        else:
+            batch.segments = torch.from_numpy(self.segments[photos])
+            there = self.split.segment_counts[photos][:, None]
+            batch.segment_mask = torch.from_numpy(np.arange(self.segments.shape[1]) < there)
+        return batch
+
+    def photos(self, draw: Draw) -> tuple[Tensor, np.ndarray]:
+        """Photos (B, 3, S, S) uint8 of a step, and their numbers (B,) among those of the split."""
         rng = np.random.default_rng([self.seed, draw.epoch, int(draw.rows[0])])
         images = np.empty((len(draw.rows), self.crop, self.crop, 3), np.uint8)
         photos = np.empty(len(draw.rows), np.int64)
@@ -221,22 +245,15 @@ class StudyDataset(Dataset):
             if self.split.foreground is not None:
                 dish = stored_dish(self.split.foreground[photos], windows, dish)
             images = swap_context(images, dish, self.swap, own)
-        labels = torch.from_numpy(self.split.label_matrix(draw.rows)).float()
-        batch = Batch(recipe_batch(self.split, draw.rows), rows, torch.from_numpy(images).permute(0, 3, 1, 2), labels)
-        if self.visible:
-            batch.visible = torch.from_numpy(self.split.visible_matrix(draw.rows)).float()
-        if self.category:
-            batch.category = torch.from_numpy(self.split.categories[draw.rows])
-        if self.descriptions:
-            batch.descriptions = torch.from_numpy(self.split.description_tokens(draw.rows))
-        if isinstance(self.segments, int):
-            if self.segments:
-                batch.segments, batch.segment_mask = segment_pixels(self.split, photos, self.segments)
-        else:
-            batch.segments = torch.from_numpy(self.segments[photos])
-            there = self.split.segment_counts[photos][:, None]
-            batch.segment_mask = torch.from_numpy(np.arange(self.segments.shape[1]) < there)
-        return batch
+        return torch.from_numpy(images).permute(0, 3, 1, 2), photos
+
+    def _views(self, draw: Draw) -> tuple[Tensor, np.ndarray]:
+        """Features (B, C, h, w) float16 in place of photos, as many of swapped ones as the share says."""
+        rng = np.random.default_rng([self.seed, draw.epoch, int(draw.rows[0])])
+        views = rng.integers(self.features[0].shape[1], size=len(draw.rows))
+        swapped = (rng.random(len(views)) < self.swap).astype(int)
+        chosen = [self.features[s][row, view] for s, row, view in zip(swapped, draw.rows, views, strict=True)]
+        return torch.from_numpy(np.stack(chosen)), self.split.photo_start[draw.rows]
 
     def _image(self, row: int, which: int, rng: np.random.Generator) -> tuple[np.ndarray, Window]:
         image = decode_jpeg(self.split.photo(row, which))

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from tokenizers import Tokenizer
@@ -29,7 +30,7 @@ from recipe_lib.data.parallel import Workers, progress
 from recipe_lib.data.recipe import DataError, Recipe
 from recipe_lib.data.shards import digest, finished, nested, parquet, remove, save
 from recipe_lib.data.store import TEXT_ONLY, Store
-from recipe_lib.data.text import SentenceEncoder, name_token, with_names, word_tokenizer
+from recipe_lib.data.text import SentenceEncoder, marked_ids, name_token, with_names, word_tokenizer
 from recipe_lib.paths import atomic_write_text
 from recipe_lib.reachable import code_digest
 
@@ -42,6 +43,7 @@ RECIPES = pa.schema(
 GIVEN = pa.schema({"description": _STRING, "segment_root": _STRING, "segments": _STRINGS})
 TEXT = ["title", "ingredients", "instructions", "names"]
 SHARD = 2048  # recipes of the source per shard; they may go to several splits
+HELD = 1 << 27  # bytes of photo files that end a shard before: one for each core is in memory
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,8 @@ class StoreConfig:
         max_sentences: ingredient lines, and instruction steps, kept of each recipe.
         max_tokens: token ids kept of each sentence.
         text_tokens: "words"; "names": words, but a line is one token, the name of its ingredient, where at least
-            `min_word_count` paired training recipes hold it, else its words; or "clip": the byte pairs of CLIP's text
-            towers, start and end among them.
+            `min_word_count` paired training recipes hold it, else its words; "clip": the byte pairs of CLIP's text
+            towers, start and end among them; or "sentence": those of a sentence encoder, whose tokenizer is given.
         image_filter, jpeg_quality: how photos are resized and stored; see `to_jpeg`.
     """
 
@@ -205,14 +207,16 @@ def prepare_more(recipes: Iterable[Recipe], folder: Path, store: Store, workers:
 def _shards(recipes: Iterable[Recipe]) -> Iterator[list[Recipe]]:
     seen: set[str] = set()
     shard: list[Recipe] = []
+    held = 0
     for recipe in recipes:
         if recipe.id in seen:
             raise DataError(f"recipe {recipe.id}: the id is there twice; ids must be unique over all splits")
         seen.add(recipe.id)
         shard.append(recipe)
-        if len(shard) == SHARD:
+        held += sum(len(image) for image in recipe.images if isinstance(image, bytes))
+        if len(shard) == SHARD or held > HELD:
             yield shard
-            shard = []
+            shard, held = [], 0
     if shard:
         yield shard
 
@@ -281,6 +285,7 @@ def _photos(recipe: Recipe, config: StoreConfig, skipped: list[str]) -> dict[int
                 root = recipe.image_root
                 if root and not Path(os.path.realpath(image)).is_relative_to(root):
                     raise ImageError(f"{image}: is a link that leaves {root}; it is not read")
+            if not isinstance(image, np.ndarray):
                 image = read_image(image)
             photos[position] = to_jpeg(
                 image, config.image_size, resample=config.image_filter, quality=config.jpeg_quality
@@ -381,6 +386,8 @@ def token_ids(tokenizer: str, config: StoreConfig) -> Callable[[str], list[int]]
     """
     if config.text_tokens == "clip":
         return partial(clip_ids, length=config.max_tokens)
+    if config.text_tokens == "sentence":
+        return partial(marked_ids, Tokenizer.from_str(tokenizer), config.max_tokens)
     return SentenceEncoder(Tokenizer.from_str(tokenizer), config.max_tokens)
 
 
@@ -391,6 +398,8 @@ def _state(recipe: Recipe) -> str:
         if isinstance(image, Path):
             state = image.stat() if image.is_file() else None
             images.append(f"{image} {state and (state.st_size, state.st_mtime_ns)}")
+        elif isinstance(image, bytes):
+            images.append(hashlib.sha256(image).hexdigest())
         else:
             images.append(f"{image.shape} {hashlib.sha256(image.tobytes()).hexdigest()}")
     fields = [recipe.id, recipe.title, recipe.ingredients, recipe.instructions, recipe.split, recipe.names]

@@ -24,7 +24,7 @@ class Recipe:
         title: name of the dish.
         ingredients: raw ingredient lines, in order.
         instructions: steps, in order.
-        images: photo files, or rendered dishes (H, W, 3) uint8; empty for a text-only recipe.
+        images: photo files, their bytes, or rendered dishes (H, W, 3) uint8; empty for a text-only recipe.
         split: "train", "val" or the name of a test split.
         names: canonical ingredient of each line where the source knows it, several with ";" between them; None: names
             are then made by rules. Further names after those of the lines are in the recipe but on no known line.
@@ -39,7 +39,7 @@ class Recipe:
     title: str
     ingredients: list[str]
     instructions: list[str]
-    images: list[Path | np.ndarray]
+    images: list[Path | bytes | np.ndarray]
     split: str
     names: list[str | None] | None = None
     truth: dict = field(default_factory=dict)

@@ -56,7 +56,7 @@ class Store:
         if name not in self.card["recipes"]:
             raise DataError(f"{self.folder}: no split {name!r}; it has {', '.join(self.card['recipes'])}")
         extras = {kind: self.card[kind] for kind in ("descriptions", "segments", "categories") if kind in self.card}
-        return Split(self.folder / name, len(self.classes.names), extras)
+        return Split(self.folder / name, len(self.classes.names), extras, self.card.get("sha256", ""))
 
 
 def study_store(study: str) -> Store:
@@ -67,9 +67,10 @@ def study_store(study: str) -> Store:
 class Split:
     """The recipes of one split, by row number."""
 
-    def __init__(self, folder: Path, num_classes: int, extras: Mapping[str, dict]):
+    def __init__(self, folder: Path, num_classes: int, extras: Mapping[str, dict], sha256: str = ""):
         self.name = folder.name
         self.num_classes = num_classes
+        self.sha256 = sha256  # of the store
         self.extras = extras  # what the card says of "descriptions", "segments" and "categories", where there are any
         self._folder, self._shards = folder, sorted(folder.glob("*.recipes.parquet"))
         shards = [pq.ParquetFile(path).read() for path in sorted(folder.glob("*.tokens.parquet"))]

@@ -113,3 +113,9 @@ class SentenceEncoder:
         for word in sentence.split(maxsplit=self.max_tokens)[: self.max_tokens]:
             ids += self._ids(word)
         return [*ids, self._end][: self.max_tokens]
+
+
+def marked_ids(tokenizer: Tokenizer, max_tokens: int, sentence: str) -> list[int]:
+    """Ids of a tokenizer that sets marks of its own: `max_tokens` at most, the mark at the end kept."""
+    ids = tokenizer.encode(sentence[: 40 * max_tokens]).ids
+    return ids if len(ids) <= max_tokens else [*ids[: max_tokens - 1], ids[-1]]

@@ -11,6 +11,8 @@ import yaml
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
+from recipe_lib.encoders.weights import load_weights
+
 # Mean and standard deviation of photos in [0, 1], for weights that were trained on other ones than timm says.
 NORMALISATIONS = {"imagenet": (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD), "half": ((0.5,) * 3, (0.5,) * 3)}
 
@@ -22,16 +24,18 @@ class ImageEncoder(nn.Module):
         model: timm model name, such as "resnet50" or "vit_base_patch16_224".
         embed_dim: D, width of the joint space.
         pretrained: load the weights that timm publishes for the model.
+        weights: a local file of weights that it starts from, see `weights.weight_file`; "" for none.
         model_args: further arguments of `timm.create_model`, each as YAML "key: value".
         normalisation: statistics that photos are normalised with: those of the "model", "imagenet" or "half".
         frozen: names of the backbone's modules or parameters that do not train, or "all" of it. What is frozen is
             always in evaluation mode: the statistics of its BatchNorm stay, and it drops nothing.
 
     Shape:
-        images (B, 3, H, W) uint8 -> `features` (B, C, h, w) -> `embed` (B, D).
+        images (B, 3, H, W) uint8 -> `features` (B, C, h, w) -> `embed` (B, D). Images of any other type are features
+        already: a frozen backbone need not see a photo twice.
 
     Raises:
-        ValueError: timm has no such model, or not these arguments; the backbone has no such part.
+        ValueError: timm has no such model, or not these arguments; the backbone has no such part, or other weights.
         ConnectionError: the weights cannot be fetched.
     """
 
@@ -41,12 +45,15 @@ class ImageEncoder(nn.Module):
         embed_dim: int,
         *,
         pretrained: bool = False,
+        weights: str = "",
         model_args: Sequence[str] = (),
         normalisation: str = "model",
         frozen: Sequence[str] = (),
     ):
         super().__init__()
         self.backbone = _create(model, pretrained, model_args).to(memory_format=torch.channels_last)
+        if weights:
+            print(load_weights(self.backbone, weights))
         self.channels = self.backbone.num_features  # C, of the feature map
         self.frozen = tuple(frozen)
         for part in _parts(self.backbone, self.frozen):
@@ -70,6 +77,8 @@ class ImageEncoder(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Unpooled features: maps (B, C, h, w) of a CNN, tokens (B, N, C) of a transformer."""
+        if images.dtype != torch.uint8:
+            return images.to(self.mean.dtype)
         x = (images.to(self.mean.dtype) - self.mean) / self.std
         return self.backbone.forward_features(x.contiguous(memory_format=torch.channels_last))
 

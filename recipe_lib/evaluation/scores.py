@@ -26,6 +26,7 @@ from recipe_lib.retrieval.exact_ranks import Embeddings
 from recipe_lib.retrieval.metrics import bag_metrics, rank_bags
 from recipe_lib.systems.base import System
 from recipe_lib.systems.saving import load_system
+from recipe_lib.training.frozen_features import with_features
 from recipe_lib.training.segment_features import load_features, segment_features
 
 COLUMNS = "system variant seed split direction candidates medr recall_1 recall_5 recall_10 ties".split()
@@ -70,7 +71,8 @@ def encode(
     device = devices.device()
     system = system.eval().to(device)
     parts = []
-    for batch in loader(StudyDataset(split, crop, visible=True), InOrder(len(split), batch_size), workers):
+    dataset = with_features(system, StudyDataset(split, crop, visible=True))
+    for batch in loader(dataset, InOrder(len(split), batch_size), workers):
         image = system.encode_images(batch.to(device))
         parts.append([image.embedding, image.z, batch.labels, image.logits, batch.visible])
     embedding, z, labels, logits, visible = (

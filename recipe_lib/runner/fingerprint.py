@@ -22,7 +22,7 @@ from recipe_lib.reachable import Reach, Sources, digest, versions, without_docst
 # Parameters that name files from outside the study, or may do so.
 SOURCES = (
     *("source_dir", "image_dir", "classes_file", "clip_pretrained", "description_model", "segment_model"),
-    *("vocab_file", "weights_from", "dictionary_file", "system_file"),
+    *("vocab_file", "weights_from", "dictionary_file", "system_file", "image_weights", "sentence_model"),
 )
 STUDIES = {"distances_from": "02_baseline_training/model.safetensors", "compare_with": "ranks.parquet"}  # of others
 _KEPT = ("manifest.json", "report.html", ".lock")  # the runner's own files, no stage's artefacts
@@ -80,7 +80,7 @@ def stage_inputs(notebook: Path, values: dict, earlier: Mapping[str, str], reach
         earlier: SHA-256 of what the stages before left for others to read, by file.
         reach: what `reached` found.
     """
-    sources = {name: list(_identity(resolve(values[name]))) for name in SOURCES if values.get(name)}
+    sources = {name: list(_identity(_place(values[name]))) for name in SOURCES if values.get(name)}
     for name, file in STUDIES.items():
         named = values.get(name) or []
         for study in [named] if isinstance(named, str) else named:
@@ -93,6 +93,14 @@ def stage_inputs(notebook: Path, values: dict, earlier: Mapping[str, str], reach
         "sources": digest(sources),
         "earlier stages": digest(dict(earlier)),
     }
+
+
+def _place(name: str) -> Path:
+    if not name.startswith("package:"):
+        return resolve(name)
+    from recipe_lib.encoders.weights import local  # torch, for those alone who name a package
+
+    return local(name)
 
 
 def notebook_code(path: Path) -> ast.Module:

@@ -1,10 +1,11 @@
 """Many studies from one parameter file: every seed in every world, each a study of its own that can be resumed.
 
 `seeds: [1, 2, 3]` runs the study three times, as `<study>-seed1` and so on. `worlds` changes other parameters too, each
-an entry "name: {key: value}"; its studies are `<study>-<name>-seed1` and so on. When all are finished, notebook 06
-reads them. Each study is a process of its own, so one that fails stops no other, and what is finished is skipped by
-the rules of a single study. In a Slurm array every task takes its share of the studies; the same command without the
-array, then, finds them finished and runs notebook 06.
+an entry "name: {key: value}"; its studies are `<study>-<name>-seed1` and so on. `methods` puts files of params/methods
+on it, each a world of its name. When all are finished, notebook 06 reads them, or 07 where there are methods. Each
+study is a process of its own, so one that fails stops no other, and what is finished is skipped by the rules of a
+single study. In a Slurm array every task takes its share of the studies; the same command without the array, then,
+finds them finished and runs the notebook over them.
 """
 
 from __future__ import annotations
@@ -21,32 +22,47 @@ from pathlib import Path
 
 import yaml
 
-from recipe_lib.paths import atomic_write_text
+from recipe_lib.paths import atomic_write_text, repo_root
 from recipe_lib.runner.params import ParamsError
+
+BARE = "ht"  # the method that needs no file: the grid's own parameters
 
 
 @dataclass(frozen=True)
 class Member:
-    """One study of a grid."""
+    """One study of a grid.
+
+    Args:
+        world: name of what its parameters change, or of the method that is put on; "" for the seed alone.
+        method: the method that is put on, or "".
+    """
 
     study: str
     world: str
     seed: int
     overrides: Mapping[str, object]
+    method: str = ""
 
     @property
     def arguments(self) -> list[tuple[str, str]]:
         """As `-p` takes them: what makes it one study and no grid."""
-        own = {"study": self.study, "seed": self.seed, "seeds": [], "worlds": [], **self.overrides}
+        own = {"study": self.study, "seed": self.seed, "seeds": [], "worlds": [], "methods": [], **self.overrides}
         return [(key, value if isinstance(value, str) else json.dumps(value)) for key, value in own.items()]
+
+    @property
+    def files(self) -> list[str]:
+        """Parameter files after those of the grid."""
+        return [str(_methods_folder() / f"{self.method}.yaml")] if self.method not in ("", BARE) else []
 
 
 def members(values: Mapping) -> list[Member]:
-    """The studies of a grid, worlds outside, seeds inside.
+    """The studies of a grid, worlds or methods outside, seeds inside.
 
     Raises:
-        ParamsError: a world that is not "name: {key: value}".
+        ParamsError: a world that is not "name: {key: value}", a method without a file, or both in one grid.
     """
+    if values.get("methods"):
+        return _methods(values)
     worlds: dict[str, Mapping] = {}
     for text in values["worlds"]:
         try:
@@ -61,6 +77,24 @@ def members(values: Mapping) -> list[Member]:
     return [
         Member("-".join(filter(None, [values["study"], str(world), f"seed{seed}"])), str(world), seed, overrides)
         for world, overrides in (worlds or {"": {}}).items()
+        for seed in values["seeds"]
+    ]
+
+
+def _methods_folder() -> Path:
+    return repo_root() / "params/methods"
+
+
+def _methods(values: Mapping) -> list[Member]:
+    if values["worlds"]:
+        raise ParamsError("methods: a grid has worlds or methods, not both; take one of them away")
+    known = [BARE, *sorted(path.stem for path in _methods_folder().glob("*.yaml"))]
+    for name in values["methods"]:
+        if name not in known:
+            raise ParamsError(f"methods: there is no params/methods/{name}.yaml; there are {', '.join(known)}")
+    return [
+        Member(f"{values['study']}-{name}-seed{seed}", name, seed, {}, name)
+        for name in dict.fromkeys(values["methods"])
         for seed in values["seeds"]
     ]
 
@@ -95,7 +129,7 @@ def run_grid(
 
     def run(member: Member) -> tuple[Member, int, float]:
         pairs = [part for pair in (*given, *member.arguments) for part in ("-p", *pair)]
-        command = [sys.executable, "-P", "-m", "recipe_lib.runner.run", *files, *pairs]
+        command = [sys.executable, "-P", "-m", "recipe_lib.runner.run", *files, *member.files, *pairs]
         begin = time.monotonic()
         with open(logs / f"{member.study}.log", "w", encoding="utf-8") as log:
             process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environ)

@@ -194,12 +194,28 @@ def _is_read(clip_model: str, crop_size: int, method: str) -> bool:
 
 
 def _can_freeze(frozen: list[str], image_model: str, image_model_args: list[str], method: str) -> bool:
-    if not frozen or method not in (*TRANSFORMERS, *LSTM):
+    if not frozen or method in CLIP:
         return not frozen
     from recipe_lib.encoders.image import check_frozen  # as above
 
     check_frozen(image_model, image_model_args, frozen)
     return True
+
+
+def _reads_sentences(method: str, sentence_model: str) -> bool:
+    if method != "ht_sentence":
+        return True
+    from recipe_lib.encoders.sentence import sentence_tokenizer  # as above
+
+    return bool(sentence_model and sentence_tokenizer(sentence_model))
+
+
+def _has_weights(image_weights: str, pretrained: bool, method: str) -> bool:
+    if image_weights:
+        from recipe_lib.encoders.weights import weight_file  # as above
+
+        weight_file(image_weights)
+    return not image_weights or not (pretrained or method in CLIP)
 
 
 def _is_known(method: str, system_file: str) -> bool:
@@ -227,6 +243,9 @@ def _augments(augment: str) -> bool:
 CLIP = ("dar", "captions", "zero_shot")  # methods whose towers and tokens are CLIP's
 TRANSFORMERS = ("ht", "tnlbt")  # methods that read words by H-T's transformers
 LSTM = ("je", "adamine", "acme", "r2gan")  # methods that read ingredients by name, and categories
+GAMES = ("tnlbt", "acme", "r2gan")  # methods that paint photos, so must see them
+READS = dict.fromkeys(TRANSFORMERS, ("words",)) | {"ht_sentence": ("sentence",)}  # token ids, by method
+READS |= dict.fromkeys(CLIP, ("clip",)) | dict.fromkeys(LSTM, ("words", "names"))
 # What single ranges cannot say: these combinations would stop a run in the middle. A rule's arguments are parameters.
 TOGETHER = {
     "crop_size must be at most image_size": lambda crop_size, image_size: crop_size <= image_size,
@@ -242,6 +261,9 @@ TOGETHER = {
     ),
     "a vocab_file is for text_tokens words": lambda vocab_file, text_tokens: not vocab_file or text_tokens == "words",
     "method must name a system": _is_known,
+    "hub_columns must hold entries field: column": (
+        lambda hub_columns: all(all(map(str.strip, entry.partition(":")[::2])) for entry in hub_columns)
+    ),
     "source_dir must name the folder": lambda source, source_dir: source == "kitchen" or source_dir,
     "variants must hold equal_compute and debiased, which the verdict compares, or nothing": (
         lambda variants: not variants or {"equal_compute", "debiased"} <= set(variants)
@@ -253,12 +275,13 @@ TOGETHER = {
         lambda debias_batch_size, devices, num_nodes: debias_batch_size % (devices * num_nodes) == 0
     ),
     "at most 50 positions are learnt": lambda max_sentences, max_tokens: max(max_sentences, max_tokens) <= 50,
-    "CLIP's towers read text_tokens clip, LSTMs words or names, the others words": (
-        lambda method, text_tokens: (
-            (method in TRANSFORMERS) <= (text_tokens == "words")
-            and (method in CLIP) <= (text_tokens == "clip")
-            and (method in LSTM) <= (text_tokens != "clip")
-        )
+    "CLIP's towers read text_tokens clip, ht_sentence sentence, LSTMs words or names, the others words": (
+        lambda method, text_tokens: method not in READS or text_tokens in READS[method]
+    ),
+    "method ht_sentence needs a sentence_model": _reads_sentences,
+    "image_weights are for backbones of timm, in place of pretrained": _has_weights,
+    "frozen_views are of a backbone that is frozen [all], and of no method that paints photos": (
+        lambda frozen_views, frozen, method: not frozen_views or ("all" in frozen and method not in (*CLIP, *GAMES))
     ),
     "categories are what methods je and r2gan classify, unless category_weight is 0": (
         lambda method, categories, category_weight: method not in ("je", "r2gan") or categories or not category_weight

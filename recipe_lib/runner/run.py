@@ -12,7 +12,7 @@ from pathlib import Path
 
 from recipe_lib.paths import repo_root, study_dir
 
-EVIDENCE = "06_evidence"
+EVIDENCE, COMPARISON = "06_evidence", "07_method_comparison"
 HELP = """\
 A stage is skipped when its notebook, its parameters, the library code and packages that it uses, its source data and
 what the stages before it left are unchanged. What a stage run again replaces stands in .previous/ until it is finished,
@@ -21,6 +21,7 @@ command. Results: outputs/<study>/ with the executed notebooks,
 a folder per stage, results.csv, metrics.json, manifest.json and report.html.
 
 also:
+  ./run_all.sh compare [options]         params/compare.yaml: every system over seeds, then notebook 07
   ./run_all.sh search [study] [photos]   recipes for your photos: a page, or in the terminal; --help says the rest
   ./run_all.sh test [pytest arguments]   ruff, the layers contract, then the tests
   ./run_all.sh bench [names]             speed and memory against the released code's ways
@@ -82,8 +83,8 @@ def _run(args: argparse.Namespace) -> int:
     from recipe_lib.training import distributed
 
     root = repo_root()
-    notebooks, evidence = stages.stage_notebooks(root), root / "notebooks" / f"{EVIDENCE}.ipynb"
-    schema = params.declared([*notebooks, *filter(Path.is_file, [evidence])])
+    notebooks, over = stages.stage_notebooks(root), [root / f"notebooks/{n}.ipynb" for n in (EVIDENCE, COMPARISON)]
+    schema = params.declared([*notebooks, *filter(Path.is_file, over)])
     if args.list:
         _list(notebooks, schema)
         return 0
@@ -94,7 +95,7 @@ def _run(args: argparse.Namespace) -> int:
         os.environ["CAUSAL_KITCHEN_OUTPUTS"] = str(Path(args.outputs).expanduser().resolve())
     os.environ["CAUSAL_KITCHEN_ROOT"] = str(root)
     if values.get("seeds"):
-        return _run_grid(args, files, values, schema, evidence)
+        return _run_grid(args, files, values, schema, over[bool(values.get("methods"))])
     machines, machine = values.get("num_nodes", 1), distributed.node_rank()
     if machines > 1 and machine:
         return distributed.serve(values["devices"], machines, machine)
@@ -110,8 +111,8 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _run_grid(args: argparse.Namespace, files: list[Path], values: dict, schema: dict, evidence: Path) -> int:
-    """Every study of a grid, then notebook 06; see `grid`."""
+def _run_grid(args: argparse.Namespace, files: list[Path], values: dict, schema: dict, notebook: Path) -> int:
+    """Every study of a grid, then the notebook over them; see `grid`."""
     from recipe_lib.runner import grid, params, stages
     from recipe_lib.runner.fingerprint import RunError
 
@@ -119,7 +120,8 @@ def _run_grid(args: argparse.Namespace, files: list[Path], values: dict, schema:
         raise RunError("--only, --from and --fresh are for one study; name it with -p study and -p seeds []")
     studies = grid.members(values)
     for member in studies:  # whatever is wrong with one of them is said before the first begins
-        params.load([Path(os.path.relpath(path)) for path in files], [*args.p, *member.arguments], schema)
+        own = map(os.path.relpath, [*files, *member.files])
+        params.load([Path(path) for path in own], [*args.p, *member.arguments], schema)
     folder = study_dir(values["study"])
     folder.mkdir(parents=True, exist_ok=True)
     own = grid.share(studies, os.environ)
@@ -129,11 +131,12 @@ def _run_grid(args: argparse.Namespace, files: list[Path], values: dict, schema:
         if failed:
             raise RunError(f"{len(failed)} of {len(own)} studies failed: {', '.join(failed)}; mend and run it again")
         if len(own) < len(studies):
-            print("this task's share is done; when all are, the same command without the array makes the evidence")
+            print("this task's share is done; when all are, the same command without the array reads them")
             return 0
         with stages.kernel():
-            stages.run_over_studies(root := repo_root(), evidence, folder, params.of_notebook(schema, values, EVIDENCE))
-            print(f"evidence: {os.path.relpath(folder / evidence.name, root)}", flush=True)
+            own = params.of_notebook(schema, values, notebook.stem)
+            stages.run_over_studies(root := repo_root(), notebook, folder, own)
+            print(f"{notebook.stem}: {os.path.relpath(folder / notebook.name, root)}", flush=True)
     return 0
 
 

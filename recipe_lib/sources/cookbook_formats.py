@@ -7,11 +7,13 @@ a `DataError` with file and line; of JSON lines each stands for itself.
 
 from __future__ import annotations
 
+import ast
 import csv
 import html
 import json
 import re
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,8 @@ _OTHER_NAMES = {
 }
 _SECTIONS = {other: name for name in ("ingredients", "instructions") for other in (name, *_OTHER_NAMES[name])}
 # Every repeat below stops at the character that would start it anew: a hostile text costs linear time.
+_STRING = r"""(?:'(?:[^'\\\n]|\\.)*+'|"(?:[^"\\\n]|\\.)*+")\s*+"""
+_LITERAL = re.compile(rf"\[\s*+(?:{_STRING}(?:,\s*+{_STRING})*+,?\s*+)?\]")
 _HEADING = re.compile(r"(#{1,6})\s+(.*)")
 _MARKER = re.compile(r"\s*(?:[-*+•>]+|\d{1,4}[.)])\s+(?:\[[ xX]\]\s+)?")
 _PHOTO = re.compile(r"!\[[^\[\]\n]*\]\(\s{0,9}(?:<([^<>\n]+)>|([^()\s]+))[^()\n]*\)")
@@ -46,11 +50,15 @@ def read_json_lines(path: Path) -> Iterator[Fields]:
                 except ValueError as error:
                     yield number, str(error)
                     continue
-                yield number, _all(fields) if isinstance(fields, dict) else "the line is not an object {...}"
+                yield number, renamed(fields) if isinstance(fields, dict) else "the line is not an object {...}"
 
 
-def read_csv(path: Path) -> Iterator[Fields]:
-    """A table with a header; comma, semicolon or tab between cells. Nothing is yielded when no column is a title."""
+def read_csv(path: Path, cells: Callable[[dict[str, str]], dict[str, Any]] | None = None) -> Iterator[Fields]:
+    """A table with a header; comma, semicolon or tab between cells. Nothing is yielded when no column is a title.
+
+    Args:
+        cells: fields of a row by its texts under their names in lower case; default: lists as `lines` has them.
+    """
     with path.open(encoding="utf-8-sig", newline="") as file:
         header = file.readline()
         file.seek(0)
@@ -59,15 +67,35 @@ def read_csv(path: Path) -> Iterator[Fields]:
             table.fieldnames = [name.strip().lower() for name in table.fieldnames or ()]
             if not {"title", "name"}.isdisjoint(table.fieldnames):
                 for row in table:
-                    yield table.line_num, "more cells than the header" if None in row else _all(_split_cells(row))
+                    fields = "more cells than the header" if None in row else renamed((cells or _split_cells)(row))
+                    yield table.line_num, fields
         except csv.Error as error:
             raise DataError(f"{path}:{table.reader.line_num}: not a sound CSV table ({error}); correct it") from None
 
 
 def _split_cells(row: dict[str, str]) -> dict[str, Any]:
-    """Lists are lines of a cell; in a cell of one line '|' parts them."""
     plain = {"id", "title", "name"}
-    return {k: v if k in plain else v.splitlines() if "\n" in v else v.split("|") for k, v in row.items()}
+    return {name: text if name in plain else lines(text) for name, text in row.items()}
+
+
+def lines(text: str) -> list[str]:
+    """The list in a cell: its lines; in a cell of one line '|' parts them."""
+    return text.splitlines() if "\n" in text else text.split("|")
+
+
+def literal_lines(text: str) -> list[str] | str:
+    """The texts of a Python list literal, or the text itself where it is anything else.
+
+    Only a flat list of plain strings reaches Python's parser, of which a nested one could take the whole stack.
+    """
+    if len(text) > 1 << 17 or not _LITERAL.fullmatch(text.strip()):
+        return text
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd backslashes, which it keeps
+            return ast.literal_eval(text.strip())
+    except (SyntaxError, ValueError):  # \N{...} of no such name, a null byte
+        return text
 
 
 def read_json_ld(path: Path) -> Iterator[Fields]:
@@ -179,7 +207,7 @@ def _named(fields: dict) -> dict[str, Any]:
     return known
 
 
-def _all(fields: dict) -> dict[str, Any]:
+def renamed(fields: dict) -> dict[str, Any]:
     """The same with every other field under its own name: `read_cookbook` may be told to look at one."""
     return {str(name).lower(): value for name, value in fields.items()} | _named(fields)
 

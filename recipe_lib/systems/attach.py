@@ -24,7 +24,8 @@ def attach(
         RuntimeError: the baseline lacks a weight that is not part of what is attached.
     """
     # The weights come from the baseline: fetching the backbone's published ones again would be waste.
-    system = build(replace(baseline.config, debiasing=debiasing, pretrained=False), dictionary, prior, seen)
+    config = replace(baseline.config, debiasing=debiasing, pretrained=False, image_weights="")
+    system = build(config, dictionary, prior, seen)
     attached = ("classifier.", "adjustment.", "prior", "seen")
     fresh = {k: v for k, v in system.state_dict().items() if k.startswith(attached)}
     system.load_state_dict(baseline.state_dict() | fresh)

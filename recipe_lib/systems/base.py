@@ -38,7 +38,10 @@ class SystemConfig:
         system_file: Python file that holds it, where it is not one of this package; else "".
         system_args: what that system alone reads, each as YAML "key: value"; see `System.args`.
         pretrained: load the published weights of the backbone, or the towers' weights `clip_pretrained`.
+        image_weights: local file, or package, whose weights the backbone starts from; see `encoders.weights`.
         image_normalisation, frozen: of the backbone; see `ImageEncoder`.
+        frozen_views: of each photo, which a frozen backbone reads once and for all; 0: it reads photos at every step.
+        sentence_model: folder, or package, of a frozen sentence encoder; see `encoders.sentence`.
         embed_dim: D. CLIP brings its own: a system's config says that one, whatever it was built with.
         adapters: which encoders have them, those of photos, those of texts (descriptions too): "both", "image", "text"
             or "none".
@@ -56,9 +59,12 @@ class SystemConfig:
     image_model: str = "resnet50"
     image_model_args: tuple[str, ...] = ()
     pretrained: bool = False
+    image_weights: str = ""
     image_normalisation: str = "model"
     frozen: tuple[str, ...] = ()
+    frozen_views: int = 0
     embed_dim: int = 1024
+    sentence_model: str = ""
     recipe_dim: int = 512
     recipe_layers: int = 2
     recipe_heads: int = 4
@@ -84,7 +90,7 @@ class SystemConfig:
     def photo_backbone(self) -> dict:
         """Further arguments of an `ImageEncoder`."""
         own = {"model_args": self.image_model_args, "normalisation": self.image_normalisation, "frozen": self.frozen}
-        return own | {"pretrained": self.pretrained}
+        return own | {"pretrained": self.pretrained, "weights": self.image_weights}
 
     @property
     def recipe_transformer(self) -> dict:

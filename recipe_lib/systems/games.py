@@ -112,10 +112,10 @@ class Game(System):
         shared = {} if step.shared is None else step.shared
         if "still" not in shared:
             with resting_statistics(self):
-                shared["still"] = self.in_chunks(step, lambda batch: self.seen(batch, step))
+                shared["still"] = self.in_chunks(step, lambda batch: self.shown(batch, step))
         return shared["still"]
 
-    def seen(self, batch: Batch, step: Step) -> Still:
+    def shown(self, batch: Batch, step: Step) -> Still:
         """What opponents see of a batch, or of a chunk of one."""
         image, recipes = self.encode_images(batch), self.encode_recipes(batch.recipes)
         if not step.weight("translation"):

@@ -114,7 +114,7 @@ class R2GAN(Game, Recurrent):
         rows = in_chunks(cost, len(seen.image), step.chunk, module=opponent, where=seen.image.device)
         return {step.player: rows.mean()}
 
-    def seen(self, batch: Batch, step: Step) -> Seen:
+    def shown(self, batch: Batch, step: Step) -> Seen:
         image, recipe = self.encode_images(batch).embedding, self.encode_recipes(batch.recipes).embedding
         pictures = self.paint_both(image, recipe)
         return Seen(image, recipe, as_pictures(batch.images, self.args["picture"]).to(pictures[0].dtype), *pictures)

@@ -45,6 +45,6 @@ def load_system(folder: Path) -> System:
         raise FileNotFoundError(f"{folder}: no trained system here; run the training notebook of this study first")
     values = json.loads((folder / "system.json").read_text())
     # Every weight comes from the file: nothing is to be fetched.
-    system = build(SystemConfig.from_dict(values | {"pretrained": False}))
+    system = build(SystemConfig.from_dict(values | {"pretrained": False, "image_weights": ""}))
     system.load_state_dict(saved_state(folder))
     return system.eval()

@@ -43,6 +43,7 @@ from recipe_lib.systems.base import Step, System
 from recipe_lib.systems.registry import code_of
 from recipe_lib.systems.saving import save_system, saved_state
 from recipe_lib.training import distributed
+from recipe_lib.training.frozen_features import with_features
 from recipe_lib.training.segment_features import load_features, segment_features
 
 
@@ -461,7 +462,8 @@ def fit(
 def validate(system: System, store: Store, config: TrainingConfig, folder: Path) -> dict[str, float]:
     """The validation figures of a system as `train` measures them after an epoch, on one device: a row of history."""
     config, val = replace(config, devices=1, num_nodes=1), store.split("val")
-    batches = loader(StudyDataset(val, config.crop_size), InOrder(len(val), config.batch_size), config.num_workers)
+    val_set = with_features(system, StudyDataset(val, config.crop_size), config.precision)
+    batches = loader(val_set, InOrder(len(val), config.batch_size), config.num_workers)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PossibleUserWarning)
@@ -519,6 +521,7 @@ def _loaders(
         swap=attached.context_swap,
         swap_radius=attached.swap_radius,
     )
+    val_set = StudyDataset(val, config.crop_size, visible=attached.reads_visible)
     share = {"rank": rank, "world": world}
     texts = len(text) if text else 0
     batches = PairedBatches(
@@ -536,9 +539,9 @@ def _loaders(
     if not len(batches):
         raise ValueError(f"{len(pairs)} training pairs: a batch needs two to hold a negative, and one per device")
     return (
-        loader(train_set, batches, config.num_workers),
+        loader(with_features(system, train_set, config.precision), batches, config.num_workers),
         loader(
-            StudyDataset(val, config.crop_size, visible=attached.reads_visible),
+            with_features(system, val_set, config.precision),
             InOrder(len(val), config.batch_size, **share),
             config.num_workers,
         ),

@@ -23,12 +23,24 @@ def test_members_are_every_seed_in_every_world():
         "seed": "2",
         "seeds": "[]",
         "worlds": "[]",
+        "methods": "[]",
         "noise": "0.0",
     }
     assert [m.study for m in members({"study": "e", "seeds": [7], "worlds": []})] == ["e-seed7"]
     for worlds in (["calm"], ["a: 1"], ["a: {}", "a: {noise: 0}"], ["{"]):
         with pytest.raises(ParamsError, match="worlds: "):
             members({"study": "e", "seeds": [1], "worlds": worlds})
+
+
+def test_methods_are_put_on_the_grid_one_after_the_other():
+    grid = members({"study": "c", "seeds": [1, 2], "worlds": [], "methods": ["ht", "dar"]})
+    assert [m.study for m in grid] == ["c-ht-seed1", "c-ht-seed2", "c-dar-seed1", "c-dar-seed2"]
+    assert grid[0].files == [] and Path(grid[2].files[0]) == ROOT / "params/methods/dar.yaml"
+    assert [m.world for m in grid] == ["ht", "ht", "dar", "dar"]
+    with pytest.raises(ParamsError, match=r"no params/methods/nonsense.yaml; there are ht, dar, "):
+        members({"study": "c", "seeds": [1], "worlds": [], "methods": ["nonsense"]})
+    with pytest.raises(ParamsError, match="worlds or methods, not both"):
+        members({"study": "c", "seeds": [1], "worlds": ["a: {}"], "methods": ["ht"]})
 
 
 def test_a_slurm_array_shares_them_out():

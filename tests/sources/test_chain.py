@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from recipe_lib.data.store import Store
@@ -15,6 +17,7 @@ from tests.layouts import write_recipe1m
 from tests.test_notebooks import ROOT, run
 
 REAL = Path(ROOT.parent, "shared/data/real_recipes")
+KAGGLE = Path(ROOT.parent, "shared/data/kaggle_layout")
 
 
 def options(**values: object) -> list[str]:
@@ -37,6 +40,25 @@ def test_recipe1m_is_prepared_and_trains(tmp_path):
     assert store.test_splits == ["test"] and len(store.split("test")) == 40
     history = pd.read_csv(tmp_path / "r1m/02_baseline_training/history.csv")
     assert len(history) == 1 and history["self_supervised"].gt(0).all(), "its text-only recipes train too"
+
+
+@pytest.mark.skipif(not KAGGLE.is_dir(), reason="the shared recipes are not beside the repository")
+def test_the_kaggle_set_and_a_table_are_prepared(tmp_path):
+    few = {"val_share": 0.2, "test_share": 0.2, "ingredient_classes": 5, "prepare_workers": 1}
+    done = run(tmp_path, "params/kaggle.yaml", "--only", "01", *options(source_dir=KAGGLE, **few))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "read: 35 recipes with photo, 4 without" in done.stdout
+    assert "'#NAME?.jpg'" in (tmp_path / "kaggle/01_data_preparation/left_out_at_reading.txt").read_text()
+    rows = [{"name": f"Soup {i}", "ingredients": f"salt|leek {i}", "steps": "Boil.", "image": b""} for i in range(60)]
+    photos = sorted((KAGGLE / "Food Images/Food Images").glob("*.jpg"))
+    rows = [row | {"image": photos[i % 40].read_bytes()} for i, row in enumerate(rows)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "table.parquet")
+    hub = options(
+        study="table", source="hub", source_dir=tmp_path / "table.parquet", hub_columns="['title: name']", **few
+    )
+    done = run(tmp_path, "params/kaggle.yaml", "--only", "01", *hub, *options(ingredient_classes=2))
+    assert done.returncode == 0 and "read: 60 recipes with photo" in done.stdout, done.stdout + done.stderr
+    assert Store(tmp_path / "table/01_data_preparation/data").split("train").titles[0].startswith("Soup")
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the shared recipes are not beside the repository")

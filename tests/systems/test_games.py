@@ -209,6 +209,23 @@ def test_the_true_labels_of_an_oracle_do_not_reach_the_game(tnlbt, batch):
     assert torch.equal(*still) and system.encode_images(batch).z.abs().max() > 0
 
 
+@pytest.mark.parametrize("method", ["tnlbt", "acme", "r2gan"])
+def test_every_variant_attaches_and_plays_on(tiny_config, batch, method):
+    """With the baseline's weights, opponents among them; whatever is attached, all players have their turns."""
+    arguments = SMALL if method != "r2gan" else SMALL[:-1]
+    baseline = fresh(replace(tiny_config, method=method, system_args=arguments)).eval()
+    small = {"classifier_dim": 16, "classifier_heads": 2, "classifier_feedforward": 32}
+    for name, variant in VARIANTS.items():
+        torch.manual_seed(1)
+        dictionary, prior = torch.randn(20, baseline.recipe_encoder.dim), torch.linspace(0.1, 0.9, 20)
+        system = attach(baseline, replace(variant, **small), dictionary, prior).eval()
+        assert torch.equal(system.encode_images(batch).embedding, baseline.encode_images(batch).embedding), name
+        step = step_of(batch, weights=lambda loss: 0.0 if loss == "category" else 1.0)
+        for player in system.players():
+            losses = system.losses(step._replace(player=player))
+            assert losses and all(torch.isfinite(loss) for loss in losses.values()), (name, player)
+
+
 # ---- the generator ----
 
 
