@@ -30,7 +30,7 @@ with open(repo_root() / "ran.txt", "a") as log:
 # Modules of a minute and more. Of two workers each takes a whole module at a time: a long one must not come last.
 LONG = [
     "test_notebooks.py", "sources/test_chain.py", "training/test_distributed.py", "systems/test_own_system.py",
-    "systems/test_recurrent.py",
+    "systems/test_recurrent.py", "systems/test_games.py", "systems/test_acme_r2gan.py",
     "training/test_fit.py",
 ]  # fmt: skip
 

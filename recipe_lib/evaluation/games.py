@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,17 +14,15 @@ from torch import Tensor
 from recipe_lib.data.loading import Draw, StudyDataset
 from recipe_lib.data.store import Split
 from recipe_lib.evaluation.plots import photo
-
-if TYPE_CHECKING:  # a change of a game is no change of a study without one
-    from recipe_lib.systems.games import Game
+from recipe_lib.systems.base import System
 
 # Columns of a history by the axes they are drawn on; those of a system without a game are not there.
 CURVES = {
     "critic: distance of photos and recipes": ("critic", "game_gap", "game_slope"),
-    "discriminator": ("discriminator", "game_photo_real", "game_painted_real"),
-    "generator, and photo to ingredients": ("game_picture", "game_ingredients", "game_spread"),
+    "discriminators": ("discriminator", "origin", "game_photo_real", "game_painted_real"),
+    "generator, and photo to ingredients": ("generator", "game_picture", "game_ingredients", "game_spread"),
 }
-PLAYERS = "^(?:critic|discriminator|game_.*)$"  # columns of a history that are no loss of the encoders
+PLAYERS = "^(?:critic|discriminator|origin|generator|game_.*)$"  # columns of a history that are no loss of the encoders
 
 
 def curves(axes: Sequence[Axes], history: pd.DataFrame) -> None:
@@ -39,8 +36,8 @@ def curves(axes: Sequence[Axes], history: pd.DataFrame) -> None:
             ax.legend(frameon=False, fontsize=8)
 
 
-def pictures(system: Game, split: Split, rows: np.ndarray, crop: int) -> dict[str, Tensor]:
-    """Photos of some pairs and what is painted of their recipes, by name: (n, 3, side, side) in [0, 1].
+def pictures(system: System, split: Split, rows: np.ndarray, crop: int) -> dict[str, Tensor]:
+    """Photos of some pairs, and what a system paints of their recipes: (n, 3, side, side) in [0, 1], by name.
 
     A system that paints from photos too is shown a photo that is another's, and none, to see what it takes from where.
     """
@@ -55,10 +52,7 @@ def pictures(system: Game, split: Split, rows: np.ndarray, crop: int) -> dict[st
 
 
 def photo_share(found: dict[str, Tensor]) -> float:
-    """How far a picture follows the photo: 0 where another's photo changes nothing, about 1 where it changes all.
-
-    The mean change of pixels under another's photo, over that between two pictures.
-    """
+    """Mean change of pixels under another's photo over that between two pictures: 0 where no photo is followed."""
     own, other = found["painted"], found["another's photo"]
     return float((own - other).abs().mean() / (own - own.roll(1, 0)).abs().mean().clamp(1e-6))
 

@@ -242,8 +242,8 @@ def _augments(augment: str) -> bool:
 
 CLIP = ("dar", "captions", "zero_shot")  # methods whose towers and tokens are CLIP's
 TRANSFORMERS = ("ht", "tnlbt")  # methods that read words by H-T's transformers
-LSTM = ("je", "adamine")  # methods that read ingredients by name, and categories
-GAMES = ("tnlbt",)  # methods that paint photos, so must see them
+LSTM = ("je", "adamine", "acme", "r2gan")  # methods that read ingredients by name, and categories
+GAMES = ("tnlbt", "acme", "r2gan")  # methods that paint photos, so must see them
 READS = dict.fromkeys(TRANSFORMERS, ("words",)) | {"ht_sentence": ("sentence",)}  # token ids, by method
 READS |= dict.fromkeys(CLIP, ("clip",)) | dict.fromkeys(LSTM, ("words", "names"))
 # What single ranges cannot say: these combinations would stop a run in the middle. A rule's arguments are parameters.
@@ -283,8 +283,8 @@ TOGETHER = {
     "frozen_views are of a backbone that is frozen [all], and of no method that paints photos": (
         lambda frozen_views, frozen, method: not frozen_views or ("all" in frozen and method not in (*CLIP, *GAMES))
     ),
-    "categories are what method je classifies, unless category_weight is 0": (
-        lambda method, categories, category_weight: method != "je" or categories or not category_weight
+    "categories are what methods je and r2gan classify, unless category_weight is 0": (
+        lambda method, categories, category_weight: method not in ("je", "r2gan") or categories or not category_weight
     ),
     "categories are what method adamine has triplets of, unless semantic_weight is 0": (
         lambda method, categories, semantic_weight: method != "adamine" or categories or not semantic_weight

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from recipe_lib.data.loading import Batch
 from recipe_lib.encoders.chunks import in_chunks, resting_statistics
 from recipe_lib.encoders.recipe import RecipeFeatures
+from recipe_lib.losses import category_loss
 from recipe_lib.objectives.critic import ModalityCritic, critic_loss
 from recipe_lib.objectives.discriminator import Discriminator, as_pictures, told_as
 from recipe_lib.objectives.generator import Generator, Painted
@@ -20,11 +21,12 @@ from recipe_lib.systems.base import ImageFeatures, Step, System
 
 
 class Still(NamedTuple):
-    """What opponents look at, without gradients: embeddings (B, D), and what is painted where pictures are."""
+    """What opponents look at, without gradients: embeddings (B, D); photos and what is painted, where pictures are."""
 
     image: Tensor
     recipe: Tensor
-    painted: Painted | None
+    photos: Tensor | None = None
+    painted: Painted | None = None
 
 
 class Game(System):
@@ -47,15 +49,15 @@ class Game(System):
     opponents: ClassVar = {"critic": "alignment", "discriminator": "translation"}  # and the loss that they oppose
 
     def play(self, categories: int = 0) -> None:
-        """Make the opponents and what translates."""
+        """Make the opponents and what translates; with `categories`, the discriminator and the photo tell them too."""
         args, dim = self.args, self.config.embed_dim
-        size = {name: args[name] for name in ("size", "channels", "code") if name in args} | {"size": args["picture"]}
+        size, code = (args["picture"], args["channels"]), args["code"]
         self.objectives["critic"] = ModalityCritic(dim)
-        self.objectives["discriminator"] = Discriminator(**size, categories=categories)
-        self.objectives["generator"] = Generator(dim, **size, noise=args["noise"])
-        widths = [dim, *args["hidden"]]
-        layers = [x for a, b in pairwise(widths) for x in (nn.Linear(a, b), nn.LeakyReLU(0.2))]
-        self.objectives["ingredients"] = nn.Sequential(*layers, nn.Linear(widths[-1], self.config.num_classes))
+        self.objectives["discriminator"] = Discriminator(*size, code=code, categories=categories)
+        self.objectives["generator"] = Generator(dim, *size, code=code, noise=args["noise"])
+        self.objectives["ingredients"] = _layers(dim, *args["hidden"], self.config.num_classes)
+        if categories:
+            self.objectives["categories"] = _layers(dim, *args["hidden"][:1], categories)
 
     def players(self) -> dict[str, list[nn.Parameter]]:
         opponents = {name: list(self.objectives[name].parameters()) for name in self.opponents}
@@ -65,7 +67,15 @@ class Game(System):
 
     def condition(self, image: ImageFeatures, recipes: RecipeFeatures) -> Tensor:
         """(B, D) that the generator paints from."""
-        return recipes.embedding
+        return self.read(recipes.embedding)
+
+    def apart(self, image: ImageFeatures, recipes: RecipeFeatures) -> tuple[Tensor, Tensor]:
+        """Photos and recipes (B, D) as the critic sees them."""
+        return image.embedding, recipes.embedding
+
+    def read(self, embedding: Tensor) -> Tensor:
+        """An embedding (B, D) as the generator and the classifiers read it."""
+        return embedding
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         if step.player == "main":
@@ -82,53 +92,54 @@ class Game(System):
             loss, gap, slope = critic_loss(opponent, still.image, still.recipe)
             step.log({"game_gap": gap, "game_slope": slope})
             return {"critic": loss}
-        return {"discriminator": self.discriminator_loss(step, still.painted)}
 
-    def discriminator_loss(self, step: Step, painted: Painted) -> Tensor:
-        """Cross-entropy of photos and painted pictures, each given the condition's code."""
-        photos = as_pictures(step.batch.images, self.args["picture"])
-        discriminator = self.objectives["discriminator"]
+        def judged(rows: slice) -> tuple[Tensor, Tensor, Tensor | None]:
+            photos, code = opponent.features(still.photos[rows]), still.painted.mean[rows]
+            kind = opponent.category(photos) if opponent.category else None
+            return opponent.judge(photos, code), opponent(still.painted.pictures[rows], code), kind
 
-        def judged(rows: slice) -> tuple[Tensor, Tensor]:
-            fakes, code = painted.pictures[rows], painted.mean[rows]
-            return discriminator(photos[rows].to(fakes.dtype), code), discriminator(fakes, code)
-
-        real, fake = in_chunks(judged, len(photos), step.chunk, module=discriminator, where=photos.device)
-        spread = painted.pictures.float().std(0, unbiased=False).mean() / photos.std(0, unbiased=False).mean().clamp(
-            1e-6
-        )
+        photos = still.photos
+        real, fake, kind = in_chunks(judged, len(photos), step.chunk, module=opponent, where=photos.device)
         told = {"photo": real, "painted": fake}
-        step.log(
-            {"game_spread": spread} | {f"game_{name}_real": x.detach().sigmoid().mean() for name, x in told.items()}
-        )
-        return told_as(real, True).mean() + told_as(fake, False).mean()
+        figures = {f"game_{name}_real": logits.detach().sigmoid().mean() for name, logits in told.items()}
+        step.log(figures | {"game_spread": spread(still.painted.pictures, photos)})
+        loss = told_as(real, True).mean() + told_as(fake, False).mean()
+        return {"discriminator": loss if kind is None else loss + category_loss(kind, step.batch.category)}
 
     @torch.no_grad()
     def still(self, step: Step) -> Still:
         """Made once for all opponents of a step; statistics are left to the encoders' own turn."""
-        if step.shared is None or "still" not in step.shared:
+        shared = {} if step.shared is None else step.shared
+        if "still" not in shared:
             with resting_statistics(self):
-                still = self.in_chunks(step, lambda batch: self._seen(batch, step))
-            if step.shared is None:
-                return still
-            step.shared["still"] = still
-        return step.shared["still"]
+                shared["still"] = self.in_chunks(step, lambda batch: self.shown(batch, step))
+        return shared["still"]
 
-    def _seen(self, batch: Batch, step: Step) -> Still:
+    def shown(self, batch: Batch, step: Step) -> Still:
+        """What opponents see of a batch, or of a chunk of one."""
         image, recipes = self.encode_images(batch), self.encode_recipes(batch.recipes)
-        painted = self.objectives["generator"](self.condition(image, recipes)) if step.weight("translation") else None
-        return Still(image.embedding, recipes.embedding, painted)
+        if not step.weight("translation"):
+            return Still(*self.apart(image, recipes))
+        painted = self.objectives["generator"](self.condition(image, recipes))
+        photos = as_pictures(batch.images, self.args["picture"]).to(painted.pictures.dtype)
+        return Still(*self.apart(image, recipes), photos, painted)
 
     def row_losses(self, batch: Batch, step: Step, image: ImageFeatures, recipes: RecipeFeatures) -> dict[str, Tensor]:
         rows = {}
         if step.weight("alignment"):
-            rows["alignment"] = -self.objectives["critic"](recipes.embedding)
+            rows["alignment"] = -self.objectives["critic"](self.apart(image, recipes)[1])
         if step.weight("translation"):
             painted = self.objectives["generator"](self.condition(image, recipes))
-            judged = self.objectives["discriminator"](painted.pictures, painted.mean)
+            discriminator, seen = self.objectives["discriminator"], self.read(image.embedding)
+            features = discriminator.features(painted.pictures)
+            judged = discriminator.judge(features, painted.mean)
             rows["picture"] = told_as(judged, True) + self.args["divergence"] * painted.divergence()
-            told = self.objectives["ingredients"](image.embedding).float()
+            told = self.objectives["ingredients"](seen).float()
             rows["ingredients"] = F.binary_cross_entropy_with_logits(told, batch.labels, reduction="none").mean(1)
+            if batch.category is not None:
+                rows["picture"] = rows["picture"] + _told_kind(discriminator.category(features), batch.category)
+                kind = self.objectives["categories"](seen)
+                rows["ingredients"] = rows["ingredients"] + _told_kind(kind, batch.category)
         return rows
 
     @torch.no_grad()
@@ -143,10 +154,24 @@ class Game(System):
         if (spread := row.get("game_spread", 1.0)) < 0.1:
             said.append(f"the game collapsed: painted pictures differ {spread:.3f} times as much as photos do")
         if (loss := row.get("discriminator", 1.0)) < 0.05:
-            said.append(
-                f"the game is lost: the discriminator is hardly ever wrong (loss {loss:.4f}) and teaches little"
-            )
+            said.append(f"the game is lost: the discriminator is hardly ever wrong (loss {loss:.4f})")
         return said
+
+
+def _layers(*widths: int) -> nn.Sequential:
+    layers = [x for a, b in pairwise(widths) for x in (nn.Linear(a, b), nn.LeakyReLU(0.2))]
+    return nn.Sequential(*layers[:-1])
+
+
+def _told_kind(logits: Tensor, category: Tensor) -> Tensor:
+    """(B, C) logits, (B,) categories, -1 for none -> (B,) cross-entropy, 0 for none."""
+    return F.cross_entropy(logits.float(), category, ignore_index=-1, reduction="none")
+
+
+def spread(painted: Tensor, photos: Tensor) -> Tensor:
+    """How much pictures (B, 3, S, S) differ within a batch, as a share of how much photos do."""
+    own, theirs = (x.float().std(0, unbiased=False).mean() for x in (painted, photos))
+    return own / theirs.clamp(1e-6)
 
 
 def balanced(a: Tensor, b: Tensor) -> Tensor:

@@ -81,11 +81,16 @@ def main() -> None:
         for batch in args.batches:
             for chunk in dict.fromkeys((0, args.chunk if args.chunk < batch else 0)):
                 found = in_child(__spec__.name, "--child", data, args.method, batch, chunk, args.runs)
-                row = {"batch": batch, "encoded at a time": chunk or batch, "CPU s per step": found["seconds"]}
                 rows.append(
-                    row | {"ms per pair": 1000 * found["seconds"] / batch, "GB above a batch of 2": found["gb"] - bare}
+                    {
+                        "batch": batch,
+                        "encoded at a time": chunk or batch,
+                        "CPU s per step": found["seconds"],
+                        "ms per pair": 1000 * found["seconds"] / batch,
+                        "GB above a batch of 2": found["gb"] - bare,
+                    }
                 )
-                print(row, file=sys.stderr)
+                print(rows[-1], file=sys.stderr)
     print(table(rows))
 
 

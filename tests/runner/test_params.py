@@ -288,7 +288,7 @@ def test_the_shared_empty_file(schema):
         ("method: dar", "text_tokens clip"),
         ("text_tokens: clip", "the others words"),
         ("method: adamine\ntext_tokens: clip\ncategories: 9", "LSTMs words or names"),
-        ("method: je", "categories are what method je classifies"),
+        ("method: je", "categories are what methods je and r2gan classify"),
         ("method: adamine", "categories are what method adamine has triplets of"),
         ("word_vectors: 64", "word_vectors are for methods with LSTMs"),
         ("word_vectors: 64\nmethod: je\ncategories: 9", "which take recipe_dim numbers"),

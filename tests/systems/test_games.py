@@ -160,7 +160,7 @@ def test_opponents_losses_by_hand(tnlbt, batch):
     torch.randn(8, 4)  # the generator's noise
     image, recipe = system.encode_images(batch).embedding, system.encode_recipes(batch.recipes).embedding
     loss, gap, slope = critic_loss(system.objectives["critic"], image, recipe)
-    assert found.item() == pytest.approx(float(loss), rel=1e-5)
+    assert found.item() == pytest.approx(loss.item(), rel=1e-5)
     assert (float(figures["game_gap"]), float(figures["game_slope"])) == pytest.approx(
         (float(gap), float(slope)), rel=1e-5
     )
@@ -207,6 +207,23 @@ def test_the_true_labels_of_an_oracle_do_not_reach_the_game(tnlbt, batch):
     torch.nn.init.normal_(system.adjustment.value.weight)
     still = [system.still(step_of(replace(batch, labels=x))).image for x in (batch.labels, 1 - batch.labels)]
     assert torch.equal(*still) and system.encode_images(batch).z.abs().max() > 0
+
+
+@pytest.mark.parametrize("method", ["tnlbt", "acme", "r2gan"])
+def test_every_variant_attaches_and_plays_on(tiny_config, batch, method):
+    """With the baseline's weights, opponents among them; whatever is attached, all players have their turns."""
+    arguments = SMALL if method != "r2gan" else SMALL[:-1]
+    baseline = fresh(replace(tiny_config, method=method, system_args=arguments)).eval()
+    small = {"classifier_dim": 16, "classifier_heads": 2, "classifier_feedforward": 32}
+    for name, variant in VARIANTS.items():
+        torch.manual_seed(1)
+        dictionary, prior = torch.randn(20, baseline.recipe_encoder.dim), torch.linspace(0.1, 0.9, 20)
+        system = attach(baseline, replace(variant, **small), dictionary, prior).eval()
+        assert torch.equal(system.encode_images(batch).embedding, baseline.encode_images(batch).embedding), name
+        step = step_of(batch, weights=lambda loss: 0.0 if loss == "category" else 1.0)
+        for player in system.players():
+            losses = system.losses(step._replace(player=player))
+            assert losses and all(torch.isfinite(loss) for loss in losses.values()), (name, player)
 
 
 # ---- the generator ----
@@ -256,6 +273,18 @@ def test_kill_9_and_resume_restore_every_player(tiny_store, tnlbt, tmp_path, cap
     for name in ("model", "objectives"):
         whole, resumed = (load_file(tmp_path / run / f"{name}.safetensors") for run in ("whole", "killed"))
         assert all(torch.equal(whole[key], resumed[key]) for key in whole), name
+
+
+def test_two_devices_play_in_chunks_as_without(tiny_store, tnlbt, tmp_path):
+    """Where no row depends on another (LayerNorm, no dropout, no pictures) the figures are those of whole shares."""
+    config = replace(tnlbt, dropout=0.0, image_model="test_vit", image_model_args=("img_size: 48",))
+    two = replace(CONFIG, epochs=1, devices=2, weights={"alignment": 0.05, "translation": 0.0})
+    whole, chunked = (
+        train(fresh(config), tiny_store, replace(two, chunk=chunk), tmp_path / str(chunk)).drop(columns="seconds")
+        for chunk in (0, 8)
+    )
+    pd.testing.assert_frame_equal(whole, chunked, rtol=1e-3)
+    assert {"critic", "alignment"} <= set(whole) and "discriminator" not in whole
 
 
 def test_a_collapsed_game_is_seen_and_said(tiny_store, tnlbt, tmp_path, capsys):

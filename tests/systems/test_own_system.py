@@ -108,7 +108,7 @@ def test_kill_9_and_resume_restore_every_player(tiny_store, config, tmp_path, ca
 @pytest.mark.parametrize(
     ("method", "file", "word"),
     [
-        ("hit", "", "no such system; there are adamine, captions, dar, ht, je"),
+        ("hit", "", "no such system; there are acme, adamine, captions, dar, ht, ht_sentence, je, r2gan, tnlbt"),
         ("ours", FILE, "has no such subclass of System; it has mine"),
         ("mine", "no/such/file.py", "no such file"),
     ],
