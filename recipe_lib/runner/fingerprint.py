@@ -173,7 +173,8 @@ def contents(folder: Path, names: Iterable[str], known: Mapping[str, list]) -> d
     read = {}
     for name in names:
         path = folder / name
-        if path.suffix in _READ and path.name not in _NOT_READ and path.is_file() and not _in_store(path, folder):
+        read_by = path.suffix in _READ and path.name not in _NOT_READ and "logs" not in Path(name).parts  # of loggers
+        if read_by and path.is_file() and not _in_store(path, folder):
             stat = path.stat()
             state = [stat.st_size, stat.st_mtime_ns]
             before = known.get(name, [])

@@ -45,7 +45,7 @@ from recipe_lib.systems.saving import save_system, saved_state
 from recipe_lib.training import distributed
 from recipe_lib.training.checkpoint import EpochCheckpoint, best_epoch, place
 from recipe_lib.training.checkpoint import worse as _worse
-from recipe_lib.training.loggers import make_logger
+from recipe_lib.training.loggers import close, make_logger
 from recipe_lib.training.segment_features import load_features, segment_features
 from recipe_lib.training.stopping import Stop
 from recipe_lib.training.watching import EpochProgress
@@ -380,6 +380,7 @@ def fit(
             epoch, step = place(resume)
             loaders[0].sampler.set_epoch(epoch, step)
         trainer.fit(task, *loaders, ckpt_path=resume, weights_only=True)
+    close(trainer.logger)
     history = pd.DataFrame(checkpoint.history)
     if trainer.is_global_zero:
         system.load_state_dict(checkpoint.best)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,11 +34,18 @@ def make_logger(kind: str, folder: Path) -> Logger | bool:
         return False
     check_logger(kind)
     run = "-".join([*folder.resolve().parts[-3:], json.loads((folder / "started.json").read_text())["fingerprint"][:8]])
-    where = str(folder / "logs")
+    where = str(folder.resolve() / "logs")
+    tracking = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{where}/mlflow.db"
     name, options = {  # a run that goes on adds to its curves, where the logger can
         "tensorboard": ("TensorBoardLogger", {"save_dir": where, "name": "", "version": run}),
         "wandb": ("WandbLogger", {"project": PROJECT, "name": run, "id": run, "resume": "allow", "save_dir": where}),
-        "mlflow": ("MLFlowLogger", {"experiment_name": PROJECT, "run_name": run, "save_dir": where}),
+        "mlflow": ("MLFlowLogger", {"experiment_name": PROJECT, "run_name": run, "tracking_uri": tracking}),
     }[kind]
     (folder / "logs").mkdir(exist_ok=True)
     return getattr(import_module("lightning.pytorch.loggers"), name)(**options)
+
+
+def close(logger: Logger | None) -> None:
+    """End a logger's run: wandb has one a process, and the next training's is another."""
+    if finish := getattr(logger and logger.experiment, "finish", None):
+        finish()
