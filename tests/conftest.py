@@ -90,9 +90,10 @@ def tiny_study(tmp_path, monkeypatch) -> Path:
     for name in ("CAUSAL_KITCHEN_ROOT", "CAUSAL_KITCHEN_OUTPUTS", "JUPYTER_PATH"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
-    handler = signal.getsignal(signal.SIGTERM)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
     yield root
-    signal.signal(signal.SIGTERM, handler)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

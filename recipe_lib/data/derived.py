@@ -28,12 +28,13 @@ from recipe_lib.data.clip_text import CONTEXT, clip_ids
 from recipe_lib.data.cues import describe_cues
 from recipe_lib.data.descriptions import LLMDescriber
 from recipe_lib.data.images import ImageError, decode_jpeg, read_image, to_jpeg
-from recipe_lib.data.parallel import Workers, progress
+from recipe_lib.data.parallel import Workers
 from recipe_lib.data.recipe import DataError
 from recipe_lib.data.segments import Rank, SamSegmenter, Segment, cut, foreground, superpixel_segments
 from recipe_lib.data.shards import digest, finished, nested, parquet, save
 from recipe_lib.data.store import TEXT_ONLY
 from recipe_lib.paths import atomic_write_text
+from recipe_lib.progress import progress
 from recipe_lib.reachable import code_digest
 
 CHUNK = 64  # photos whose segments are written together: what a kill can lose

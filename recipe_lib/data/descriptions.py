@@ -13,8 +13,8 @@ from itertools import chain
 from pathlib import Path
 
 from recipe_lib.data.cues import describe_cues
-from recipe_lib.data.parallel import progress
 from recipe_lib.data.recipe import DataError
+from recipe_lib.progress import progress
 
 TextRecipe = tuple[str, str, Sequence[str], Sequence[str]]  # id, title, ingredient lines, steps
 

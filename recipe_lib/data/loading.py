@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -302,13 +303,19 @@ class PairedBatches(Sampler[Draw]):
     ):
         if batch_size % world:
             raise ValueError(f"a batch of {batch_size} does not divide among {world} devices")
-        self.pairs, self.batch_size, self.text_only, self.seed, self.epoch = pairs, batch_size, text_only, seed, 0
+        self.pairs, self.batch_size, self.text_only, self.seed = pairs, batch_size, text_only, seed
+        self.epoch = self.done = 0
         self.strata, self.stratified, self.nearest, self.hard = strata, stratified, nearest, hard
         self.category, self.rank, self.world = category, rank, world
 
-    def set_epoch(self, epoch: int) -> None:
-        """Lightning calls this: the order follows from the seed and the epoch, so a resumed run sees the same."""
-        self.epoch = epoch
+    def set_epoch(self, epoch: int, done: int = 0) -> None:
+        """Lightning calls this: the order follows from the seed and the epoch, so a resumed run sees the same.
+
+        Args:
+            done: steps of this epoch that are left out, until another one is set.
+        """
+        if epoch != self.epoch or done:
+            self.epoch, self.done = epoch, done
 
     def _paired(self) -> int:
         rest = self.pairs % self.batch_size
@@ -324,6 +331,9 @@ class PairedBatches(Sampler[Draw]):
         return rows[: len(rows) - len(rows) % self.world][self.rank :: self.world]
 
     def __iter__(self) -> Iterator[Draw]:
+        return islice(self._draws(), self.done, None)
+
+    def _draws(self) -> Iterator[Draw]:
         rng = np.random.default_rng([self.seed, self.epoch])
         order, text = rng.permutation(self.pairs), rng.permutation(self.text_only)
         if self.stratified or self.hard or self.category is not None:

@@ -12,8 +12,6 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import chain, islice
 
-from tqdm import tqdm
-
 from recipe_lib.data.recipe import DataError
 
 
@@ -60,11 +58,6 @@ class Workers:
                 yield waiting.popleft().result()
         except BrokenProcessPool:
             raise DataError("a preparation process was killed (out of memory?); the same command goes on") from None
-
-
-def progress(steps: Iterable, what: str, total: int | None = None) -> tqdm:
-    """The steps, with a bar that says every few seconds how far they are; none where nobody watches."""
-    return tqdm(steps, what, total, unit="", mininterval=5, maxinterval=30, disable=None)
 
 
 def _start() -> None:

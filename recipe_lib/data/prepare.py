@@ -26,12 +26,13 @@ from tokenizers import Tokenizer
 from recipe_lib.data.clip_text import VOCABULARY, clip_ids
 from recipe_lib.data.images import ImageError, read_image, to_jpeg
 from recipe_lib.data.ingredients import IngredientClasses, ingredient_names, mentions
-from recipe_lib.data.parallel import Workers, progress
+from recipe_lib.data.parallel import Workers
 from recipe_lib.data.recipe import DataError, Recipe
 from recipe_lib.data.shards import digest, finished, nested, parquet, remove, save
 from recipe_lib.data.store import TEXT_ONLY, Store
 from recipe_lib.data.text import SentenceEncoder, marked_ids, name_token, with_names, word_tokenizer
 from recipe_lib.paths import atomic_write_text
+from recipe_lib.progress import progress
 from recipe_lib.reachable import code_digest
 
 _STRING, _STRINGS = pa.string(), pa.list_(pa.string())

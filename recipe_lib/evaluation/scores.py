@@ -22,6 +22,7 @@ from recipe_lib.data.store import Split, padded, study_store
 from recipe_lib.data.text import PAD
 from recipe_lib.losses import posterior
 from recipe_lib.paths import atomic_write_text, study_dir
+from recipe_lib.progress import progress
 from recipe_lib.retrieval.exact_ranks import Embeddings
 from recipe_lib.retrieval.metrics import bag_metrics, rank_bags
 from recipe_lib.systems.base import System
@@ -72,13 +73,14 @@ def encode(
     system = system.eval().to(device)
     parts = []
     dataset = with_features(system, StudyDataset(split, crop, visible=True))
-    for batch in loader(dataset, InOrder(len(split), batch_size), workers):
+    photos = loader(dataset, InOrder(len(split), batch_size), workers)
+    for batch in progress(photos, f"photos of {split.name}, batches"):
         image = system.encode_images(batch.to(device))
         parts.append([image.embedding, image.z, batch.labels, image.logits, batch.visible])
     embedding, z, labels, logits, visible = (
         None if column[0] is None else torch.cat([x.cpu() for x in column]) for column in zip(*parts, strict=True)
     )
-    recipes = system.adjusted_recipes(encode_recipes(system, split).to(device), labels.to(device)).cpu()
+    recipes = system.adjusted_recipes(encode_recipes(system, split, told=True).to(device), labels.to(device)).cpu()
     encoded = Encoded(embedding, z, recipes, labels, logits, visible=visible)
     batches = np.array_split(np.arange(len(split)), -(-len(split) // batch_size))
     if "descriptions" in system.reads:
@@ -142,8 +144,14 @@ def distances(images: Tensor, recipes: Tensor, source: Encoded | None) -> dict[s
 
 
 @torch.inference_mode()
-def encode_recipes(system: System, split: Split | Sentences, batch_tokens: int = BATCH_TOKENS) -> Tensor:
-    """Embeddings (N, D) of the recipes of a split in float32, on the CPU: each distinct sentence is encoded once."""
+def encode_recipes(
+    system: System, split: Split | Sentences, batch_tokens: int = BATCH_TOKENS, told: bool = False
+) -> Tensor:
+    """Embeddings (N, D) of the recipes of a split in float32, on the CPU: each distinct sentence is encoded once.
+
+    Args:
+        told: say how far it is, where it lasts.
+    """
     device = devices.device()
     encoder = system.eval().to(device).recipe_encoder
     if not hasattr(encoder, "join_sentences"):  # a recipe is one text
@@ -157,6 +165,7 @@ def encode_recipes(system: System, split: Split | Sentences, batch_tokens: int =
         rows = first + np.arange((end - first).max())  # (N, S) numbers of sentences
         inside = rows < end
         batches, which = distinct_sentences(split, rows[inside], batch_tokens)
+        batches = progress(batches, f"{name}, batches") if told else batches
         vectors = torch.cat([encoder.encode_sentences(name, tokens.to(device)) for tokens in batches])
         rows = torch.full(rows.shape, -1).masked_scatter(torch.from_numpy(inside), torch.from_numpy(which)).to(device)
         rows = rows[:, 0] if name == "title" else rows

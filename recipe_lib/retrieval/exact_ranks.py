@@ -25,6 +25,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from recipe_lib.progress import progress
+
 LEVELS = (torch.bfloat16, torch.float32, torch.float64)
 CROWDED = 1 / 256  # share of open cells above which the tile at the next level costs less than they do one by one
 
@@ -186,7 +188,7 @@ def bag_ranks(pairs: Pairs, members: Tensor, block: int | None = None) -> Tensor
     """(4, N, B) int32 i2r, r2i, i2r_ties, r2i_ties of every pair among the members (N, B), 0 or 1, of B bags."""
     tall = block or (512 if pairs.device.type == "cpu" else 2048)
     counter = _Counter(pairs, members)
-    for top in range(0, pairs.n, tall):
+    for top in progress(range(0, pairs.n, tall), "exact ranks, strips"):
         for left in range(0, pairs.n, 4 * tall):
             counter.add_tile((slice(top, min(top + tall, pairs.n)), slice(left, min(left + 4 * tall, pairs.n))))
     return torch.empty_like(counter.counts).index_copy_(1, pairs.order, counter.counts).cpu()

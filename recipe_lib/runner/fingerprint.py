@@ -25,6 +25,11 @@ SOURCES = (
     *("vocab_file", "weights_from", "dictionary_file", "system_file", "image_weights", "sentence_model"),
 )
 STUDIES = {"distances_from": "02_baseline_training/model.safetensors", "compare_with": "ranks.parquet"}  # of others
+_NO_RESULT = (
+    "_workers",
+    "checkpoint_minutes",
+    "logger",
+)  # ends of names: numbers of processes, and what only saves or shows
 _KEPT = ("manifest.json", "report.html", ".lock")  # the runner's own files, no stage's artefacts
 ASIDE = ".previous"  # below a study's folder
 _NO_STAGE = (f"{ASIDE}/", "search/")  # no stage's artefacts either: what was replaced, what the search page keeps
@@ -75,8 +80,7 @@ def stage_inputs(notebook: Path, values: dict, earlier: Mapping[str, str], reach
     Args:
         notebook: its code cells count; its parameters cell by the values alone.
         values: the parameters that it declares; files under those of SOURCES, and what it reads of the studies that
-            those of STUDIES name, count by name, size and time. Numbers of processes (`*_workers`) change no result and
-            do not count.
+            those of STUDIES name, count by name, size and time. Those of _NO_RESULT do not count.
         earlier: SHA-256 of what the stages before left for others to read, by file.
         reach: what `reached` found.
     """
@@ -87,7 +91,7 @@ def stage_inputs(notebook: Path, values: dict, earlier: Mapping[str, str], reach
             sources[f"{name} {study}"] = list(_identity(study_dir(study) / file))
     return {
         "notebook": digest(ast.unparse(notebook_code(notebook))),
-        "parameters": digest({name: value for name, value in values.items() if not name.endswith("_workers")}),
+        "parameters": digest({name: value for name, value in values.items() if not name.endswith(_NO_RESULT)}),
         "library": digest(reach.state()),
         "packages": digest([platform.python_version_tuple()[:2], versions(reach.packages)]),
         "sources": digest(sources),
@@ -177,7 +181,8 @@ def contents(folder: Path, names: Iterable[str], known: Mapping[str, list]) -> d
     read = {}
     for name in names:
         path = folder / name
-        if path.suffix in _READ and path.name not in _NOT_READ and path.is_file() and not _in_store(path, folder):
+        read_by = path.suffix in _READ and path.name not in _NOT_READ and "logs" not in Path(name).parts  # of loggers
+        if read_by and path.is_file() and not _in_store(path, folder):
             stat = path.stat()
             state = [stat.st_size, stat.st_mtime_ns]
             before = known.get(name, [])

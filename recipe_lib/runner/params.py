@@ -240,6 +240,16 @@ def _augments(augment: str) -> bool:
     return True
 
 
+def _logs(logger: str) -> bool:
+    from recipe_lib.training.loggers import check_logger  # as above
+
+    try:
+        check_logger(logger)
+    except ModuleNotFoundError as error:
+        raise ValueError(error) from None
+    return True
+
+
 CLIP = ("dar", "captions", "zero_shot")  # methods whose towers and tokens are CLIP's
 TRANSFORMERS = ("ht", "tnlbt")  # methods that read words by H-T's transformers
 LSTM = ("je", "adamine", "acme", "r2gan")  # methods that read ingredients by name, and categories
@@ -315,6 +325,7 @@ TOGETHER = {
     "crop_size must be the side of the photos that the CLIP reads": _is_read,
     "frozen names parts of a backbone of timm; CLIP's towers are frozen as they are": _can_freeze,
     "augment must name a policy": _augments,
+    "logger must be installed": _logs,
     "two tokens are CLIP's own marks": lambda text_tokens, max_tokens: text_tokens != "clip" or max_tokens >= 3,
     "description_backend given is for the files of DAR's authors, source recipe1m": (
         lambda descriptions, description_backend, source: (

@@ -7,12 +7,15 @@ import json
 import os
 import signal
 import sys
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from recipe_lib.paths import repo_root, study_dir
 
 EVIDENCE, COMPARISON = "06_evidence", "07_method_comparison"
+REQUEUE = 75  # exit status after SIGUSR1, EX_TEMPFAIL of sysexits.h: the same command goes on
+CHECKPOINT_SECONDS = 240  # that trainings have for a checkpoint
 HELP = """\
 A stage is skipped when its notebook, its parameters, the library code and packages that it uses, its source data and
 what the stages before it left are unchanged. What a stage run again replaces stands in .previous/ until it is finished,
@@ -67,15 +70,36 @@ def main(argv: list[str] | None = None) -> int:
     from recipe_lib.runner.fingerprint import RunError
     from recipe_lib.runner.params import ParamsError
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop the kernel too, as Ctrl-C does
+    _listen(_stop)
     try:
         return _run(args)
     except (ParamsError, RunError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+        return REQUEUE if stopped.args == (signal.SIGUSR1,) else 130
+
+
+def _listen(handler: Callable) -> None:
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, handler)
+
+
+def _stop(number: int, _: object) -> None:
+    """End all that this process started, as Ctrl-C does, once trainings have written a checkpoint."""
+    import psutil
+
+    started = psutil.Process().children(recursive=True)
+    for process in started:
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(signal.SIGUSR1)
+    psutil.wait_procs(started, timeout=CHECKPOINT_SECONDS)
+    _interrupt(number, _)
+
+
+def _interrupt(number: int, _: object) -> None:
+    raise KeyboardInterrupt(number)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -125,6 +149,7 @@ def _run_grid(args: argparse.Namespace, files: list[Path], values: dict, schema:
     folder = study_dir(values["study"])
     folder.mkdir(parents=True, exist_ok=True)
     own = grid.share(studies, os.environ)
+    _listen(_interrupt)  # at once: while it waited for the studies that run, others would begin
     print(f"grid {folder.name}: {len(own)} of {len(studies)} studies, {args.jobs} at a time", flush=True)
     with stages.locked(folder) if len(own) == len(studies) else nullcontext():
         failed = grid.run_grid(own, folder, [str(path.resolve()) for path in files], args.p, max(1, args.jobs))

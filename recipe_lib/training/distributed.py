@@ -23,6 +23,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from recipe_lib.training.stopping import Stop
+
 if TYPE_CHECKING:
     from torch.distributed import TCPStore
 
@@ -41,9 +43,11 @@ def launch(job: Path, devices: int, num_nodes: int = 1) -> None:
         board.set(f"job {board.add('jobs', 1)}", str(job))
     process = _start(job, devices, num_nodes, 0, stdout=subprocess.PIPE, text=True)
     try:
-        for line in process.stdout:
-            print(line, end="", flush=True)
-        status = process.wait()
+        with Stop() as stop:  # the processes write a checkpoint first
+            for line in process.stdout:
+                print(line, end="", flush=True)
+            status = process.wait()
+            stop.obey()
     finally:
         process.kill()
         process.wait()
@@ -173,4 +177,5 @@ if __name__ == "__main__":
     from torch.distributed.run import main
 
     die_with_parent()
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # it is for the processes that train
     main(sys.argv[1:])

@@ -12,7 +12,6 @@ import logging
 import math
 import os
 import shutil
-import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -25,7 +24,8 @@ import pandas as pd
 import torch
 from lightning.fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from lightning.fabric.utilities.warnings import PossibleUserWarning
-from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor
@@ -43,8 +43,15 @@ from recipe_lib.systems.base import Step, System
 from recipe_lib.systems.registry import code_of
 from recipe_lib.systems.saving import save_system, saved_state
 from recipe_lib.training import distributed
+from recipe_lib.training.checkpoint import EpochCheckpoint, best_epoch, place
+from recipe_lib.training.checkpoint import worse as _worse
 from recipe_lib.training.frozen_features import with_features
+from recipe_lib.training.loggers import close, make_logger
 from recipe_lib.training.segment_features import load_features, segment_features
+from recipe_lib.training.stopping import Stop
+from recipe_lib.training.watching import EpochProgress
+
+__all__ = ["best_epoch"]  # for the notebooks, beside what is defined here
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,8 @@ class TrainingConfig:
         weights: of the losses, by name; a parameter `x_weight` is that of the loss x. 1 for those that are not in it.
         margin_start, margin_step: see `margin_at`.
         frozen_epochs, alternate: when the photo backbone trains; see `trained_parts`.
+        checkpoint_minutes: between two checkpoints inside an epoch; 0: none.
+        logger: see `make_logger`.
     """
 
     epochs: int = 100
@@ -90,6 +99,8 @@ class TrainingConfig:
     num_workers: int = 0
     devices: int = 1
     num_nodes: int = 1
+    checkpoint_minutes: float = 10.0
+    logger: str = "csv"
 
     @classmethod
     def gather(cls, parameters: Mapping[str, Any], **facts: Any) -> TrainingConfig:
@@ -136,17 +147,6 @@ def pair_loss(config: TrainingConfig, epoch: float = 0.0) -> Callable[[Tensor, T
         return partial(triplet_loss, margin=margin, mining=config.mining)
     over = {"circle": "batch", "circle_per_query": "query", "circle_released": "triangle"}[config.loss]
     return partial(circle_loss, margin=margin, gamma=config.circle_gamma, over=over)
-
-
-def best_epoch(scores: Sequence[float], select_by: str) -> int:
-    """Position of the first of the best scores: the highest recall, or the lowest median rank."""
-    worse = _worse(select_by)
-    return min(range(len(scores)), key=lambda epoch: worse * scores[epoch])
-
-
-def _worse(select_by: str) -> int:
-    """1 where a higher score is a worse one, else -1."""
-    return 1 if select_by.endswith("medr") else -1
 
 
 def plateaus(scores: Sequence[float], select_by: str, *epochs: int) -> int:
@@ -202,6 +202,7 @@ class TrainingTask(L.LightningModule):
             config = replace(config, mining=mining)
         self.system, self.config, self.scores = system, config, scores
         self.automatic_optimization = len(system.players()) == 1
+        self.running: dict[str, tuple[Tensor, int]] = {}  # sum over pairs, and pairs, of each figure of this epoch
         self._validated: list[tuple[Tensor, Tensor]] = []
 
     def _union(self, *parts: Tensor) -> tuple[Tensor, ...]:
@@ -239,8 +240,9 @@ class TrainingTask(L.LightningModule):
         step = Step(batch, pair_loss(config, epoch), config.weight, self._union, figures.update, **who)
         losses = {name: config.weight(name) * loss for name, loss in self.system.losses(step).items()}
         if batch.images is not None:  # of pairs, so that a row of history is over equally many of each
-            how = {"on_step": False, "on_epoch": True, "batch_size": len(batch.rows), "sync_dist": True}
-            self.log_dict(figures | losses, **how)
+            for name, value in (figures | losses).items():
+                total, count = self.running.get(name, (0.0, 0))
+                self.running[name] = (total + value.detach().float() * len(batch.rows), count + len(batch.rows))
         return torch.stack(list(losses.values())).sum() if losses else None
 
     def on_validation_start(self) -> None:
@@ -273,6 +275,11 @@ class TrainingTask(L.LightningModule):
         if self.config.frozen_epochs or self.config.alternate:
             self.system.train_parts(*trained_parts(self.config, self.current_epoch, self.scores()))
 
+    def on_train_epoch_end(self) -> None:
+        means = {name: total / torch.tensor(count, device=self.device) for name, (total, count) in self.running.items()}
+        self.log_dict(means, sync_dist=True)
+        self.running = {}
+
     def on_train_batch_start(self, _: Batch, batch_idx: int) -> None:
         done = self.current_epoch + batch_idx / self.trainer.num_training_batches
         rate = learning_rate(self.config, done, self.scores())
@@ -285,61 +292,6 @@ class TrainingTask(L.LightningModule):
         options = {"lr": self.config.learning_rate, "weight_decay": self.config.weight_decay, "fused": True}
         options["betas"] = (self.config.adam_beta1, 0.999)
         return [kind(parameters, **options) for parameters in self.system.players().values()]
-
-
-class EpochCheckpoint(Checkpoint):
-    """After each epoch: a row of history, the best weights so far, and all of it in one file.
-
-    One file, renamed into place, cannot disagree with itself: whenever the run dies, the last whole epoch is there
-    with its optimizer, its history and the best weights up to it. Of several processes rank 0 alone writes and prints.
-    Training stops after `patience` epochs that were no better; the history says so too, so a killed run counts on.
-    """
-
-    def __init__(self, path: Path, config: TrainingConfig):
-        self.path, self.config = path, config
-        self.history: list[dict[str, float]] = []
-        self.best: dict[str, Tensor] = {}
-        self._started = time.perf_counter()
-
-    def scores(self) -> list[float]:
-        """Validation score of each epoch."""
-        return [row[f"val_{self.config.select_by}"] for row in self.history]
-
-    def _out_of_patience(self) -> bool:
-        since = len(self.history) - 1 - best_epoch(self.scores(), self.config.select_by) if self.history else 0
-        return 0 < self.config.patience <= since
-
-    def on_train_start(self, trainer: L.Trainer, task: TrainingTask) -> None:
-        trainer.should_stop |= self._out_of_patience()  # killed between the last checkpoint and the end
-
-    def on_train_epoch_start(self, trainer: L.Trainer, task: TrainingTask) -> None:
-        self._started = time.perf_counter()
-
-    def on_train_epoch_end(self, trainer: L.Trainer, task: TrainingTask) -> None:
-        row = {"epoch": trainer.current_epoch + 1} | {k: float(v) for k, v in trainer.callback_metrics.items()}
-        row["seconds"] = round(time.perf_counter() - self._started, 2)
-        self.history.append(row)
-        if trainer.is_global_zero and best_epoch(self.scores(), self.config.select_by) == len(self.history) - 1:
-            self.best = {k: v.detach().cpu().clone() for k, v in task.system.state_dict().items()}
-        partial = self.path.with_suffix(".partial")
-        trainer.save_checkpoint(partial)  # all processes: Lightning gathers, rank 0 writes
-        if trainer.is_global_zero:
-            os.replace(partial, self.path)
-            print(
-                f"epoch {row['epoch']:>3}/{self.config.epochs}  retrieval loss {row['retrieval']:.4f}  "
-                f"val {self.config.select_by} {self.scores()[-1]:.3f}  {row['seconds']:.1f} s",
-                flush=True,
-            )
-            for remark in task.system.remarks(row):
-                print(f"           {remark}", flush=True)
-        # Of one mind: a process that stopped alone would leave the others waiting.
-        trainer.should_stop |= trainer.strategy.reduce_boolean_decision(self._out_of_patience(), all=False)
-
-    def state_dict(self) -> dict:
-        return {"history": self.history, "best": self.best}
-
-    def load_state_dict(self, state: dict) -> None:
-        self.history, self.best = state["history"], state["best"]
 
 
 def train(
@@ -436,21 +388,24 @@ def fit(
     if config.world > 1 and devices.device() == "cuda":
         # torch has none for CPUs. timm's, for torch's own drops the activation of timm's BatchNormAct2d.
         system = convert_sync_batchnorm(system).train()  # what is frozen goes back to evaluation mode
-    checkpoint = EpochCheckpoint(folder / "last.ckpt", config)
+    stop = Stop()
+    checkpoint = EpochCheckpoint(folder / "last.ckpt", config, stop)
     task = TrainingTask(system, config, checkpoint.scores)
     # The notebook prints one line per epoch; Lightning's banners would drown it.
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    trainer = make_trainer(config, folder, [checkpoint])
-    with warnings.catch_warnings():
+    watching = EpochProgress(config.epochs, lambda: checkpoint.history)
+    trainer = make_trainer(config, folder, [checkpoint, watching], make_logger(config.logger, folder))
+    with warnings.catch_warnings(), stop:
         # "does not have many workers": the number of workers is a parameter of the run.
         warnings.simplefilter("ignore", PossibleUserWarning)
         # Lightning's own use of torch: nothing that a reader of the notebook could act on.
         warnings.simplefilter("ignore", FutureWarning)
         loaders = _loaders(system, store, config, segments, trainer.global_rank, trainer.world_size)
         if resume:  # worker processes draw their first batches before Lightning says which epoch it is
-            done = torch.load(resume, map_location="cpu", mmap=True, weights_only=True)["epoch"]
-            loaders[0].sampler.set_epoch(done + 1)
+            epoch, step = place(resume)
+            loaders[0].sampler.set_epoch(epoch, step)
         trainer.fit(task, *loaders, ckpt_path=resume, weights_only=True)
+    close(trainer.logger)
     history = pd.DataFrame(checkpoint.history)
     if trainer.is_global_zero:
         system.load_state_dict(checkpoint.best)
@@ -472,7 +427,9 @@ def validate(system: System, store: Store, config: TrainingConfig, folder: Path)
         return trainer.validate(TrainingTask(system, config), batches, verbose=False)[0]
 
 
-def make_trainer(config: TrainingConfig, folder: Path, callbacks: list[Callback]) -> L.Trainer:
+def make_trainer(
+    config: TrainingConfig, folder: Path, callbacks: list[Callback], logger: Logger | bool = False
+) -> L.Trainer:
     """Lightning's Trainer in this process, alone or one of those that torchrun started."""
     together: dict = {"plugins": [LightningEnvironment()]}  # whatever scheduler it runs under
     if config.world > 1:
@@ -488,7 +445,7 @@ def make_trainer(config: TrainingConfig, folder: Path, callbacks: list[Callback]
         devices=config.devices,
         num_nodes=config.num_nodes,
         callbacks=callbacks,
-        logger=False,
+        logger=logger,
         enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=True,
@@ -549,7 +506,7 @@ def _loaders(
 
 
 # Of these only the number of processes that train together, devices x machines, changes a number.
-_NO_NUMBER = ("num_workers", "devices", "num_nodes")
+_NO_NUMBER = ("num_workers", "devices", "num_nodes", "checkpoint_minutes", "logger")
 
 
 def fingerprint(system: System, store: Store, config: TrainingConfig) -> str:

@@ -11,9 +11,9 @@ import torch
 
 from recipe_lib import devices
 from recipe_lib.data.loading import segment_pixels
-from recipe_lib.data.parallel import progress
 from recipe_lib.data.store import Split
 from recipe_lib.paths import atomic_write_text
+from recipe_lib.progress import progress
 from recipe_lib.reachable import code_digest
 from recipe_lib.systems.base import System
 

@@ -368,16 +368,17 @@ def test_killed_runs_go_on_and_two_at_once_are_refused(tiny_study, capsys):
     assert "02_train/checkpoint.txt" in manifest(tiny_study)["stages"]["02_train"]["artefacts"]
 
 
-def test_a_stopped_run_takes_its_kernel_along(tiny_study):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 130), (signal.SIGUSR1, 75)])
+def test_a_stopped_run_takes_its_kernel_along(tiny_study, number, status):
     run = start(tiny_study, "-p", "mode", "hang")
     for line in run.stdout:
         if "epoch 1" in line:
             break
     children = psutil.Process(run.pid).children()
     assert children
-    run.terminate()
+    run.send_signal(number)
     _, error = run.communicate(timeout=20)
-    assert run.returncode == 130 and error == "interrupted; the same command goes on from here\n"
+    assert run.returncode == status and error == "interrupted; the same command goes on from here\n"
     assert psutil.wait_procs(children, timeout=5)[1] == []
 
 

@@ -31,6 +31,7 @@ from recipe_lib.systems.base import System, SystemConfig
 from recipe_lib.systems.registry import build
 from recipe_lib.systems.saving import load_system
 from recipe_lib.training import distributed
+from recipe_lib.training.checkpoint import AGREE, place
 from recipe_lib.training.fit import TrainingConfig, TrainingTask, make_trainer, train
 
 ROOT = Path(__file__).parents[2]
@@ -193,6 +194,30 @@ def test_two_processes_train_about_as_one(tiny_store, tmp_path, pair):
     for row in evaluate(found.embedding, found.recipes, candidates=24):
         assert best[f"val_{row['direction']}_medr"] == pytest.approx(row["medr"], abs=0.51)
         assert best[f"val_{row['direction']}_recall_10"] == pytest.approx(row["recall_10"], abs=1.5 / 24)
+
+
+STOPPED = TRAIN.replace("fresh(store)", "fresh(store, dropout=0.1)")
+
+
+def test_a_signal_stops_all_processes_at_one_checkpoint_inside_an_epoch(tiny_store, tmp_path):
+    config = replace(CONFIG, batch_size=8, devices=2)
+    assert tiny_store.card["recipes"]["train"] // 8 * 2 > 2 * AGREE, "they agree twice in an epoch"
+    command = [sys.executable, "-c", STOPPED, str(tiny_store.folder), json.dumps(vars(config)), str(tmp_path / "cut")]
+    run = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert run.stdout.readline().startswith("epoch   1/2")
+    children = psutil.Process(run.pid).children(recursive=True)
+    for process in [psutil.Process(run.pid), *children]:  # as Slurm does: all of a job's step
+        process.send_signal(signal.SIGUSR1)
+    said = run.communicate(timeout=120)[0]
+    assert run.returncode == -signal.SIGUSR1 and "stopped by a signal; last.ckpt is written" in said
+    assert psutil.wait_procs(children, timeout=5)[1] == []
+    epoch, step = place(tmp_path / "cut/last.ckpt")
+    assert epoch == 1 and step in (0, AGREE, 2 * AGREE)
+    torch.manual_seed(1)
+    for name in ("cut", "whole"):
+        train(fresh(tiny_store, dropout=0.1), tiny_store, config, tmp_path / name)
+    cut, whole = (pd.read_csv(tmp_path / name / "history.csv").drop(columns="seconds") for name in ("cut", "whole"))
+    pd.testing.assert_frame_equal(cut, whole, check_exact=True)
 
 
 def test_a_failing_process_is_one_line(tiny_store, tmp_path):
