@@ -21,9 +21,9 @@ from torch import nn
 
 from recipe_lib import devices
 from recipe_lib.data.loading import Draw, StudyDataset
-from recipe_lib.data.parallel import progress
 from recipe_lib.encoders.weights import weights_digest
 from recipe_lib.paths import frozen_dir
+from recipe_lib.progress import progress
 from recipe_lib.reachable import code_digest, digest
 from recipe_lib.systems.base import System
 
