@@ -88,7 +88,8 @@ def _methods_folder() -> Path:
 def _methods(values: Mapping) -> list[Member]:
     if values["worlds"]:
         raise ParamsError("methods: a grid has worlds or methods, not both; take one of them away")
-    known = [BARE, *sorted(path.stem for path in _methods_folder().glob("*.yaml"))]
+    stems = sorted(path.stem for path in _methods_folder().glob("*.yaml"))
+    known = [BARE, *(stem for stem in stems if not stem.endswith("_recipe1m"))]  # those go after their method's file
     for name in values["methods"]:
         if name not in known:
             raise ParamsError(f"methods: there is no params/methods/{name}.yaml; there are {', '.join(known)}")

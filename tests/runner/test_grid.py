@@ -37,7 +37,7 @@ def test_methods_are_put_on_the_grid_one_after_the_other():
     assert [m.study for m in grid] == ["c-ht-seed1", "c-ht-seed2", "c-dar-seed1", "c-dar-seed2"]
     assert grid[0].files == [] and Path(grid[2].files[0]) == ROOT / "params/methods/dar.yaml"
     assert [m.world for m in grid] == ["ht", "ht", "dar", "dar"]
-    with pytest.raises(ParamsError, match=r"no params/methods/nonsense.yaml; there are ht, dar, "):
+    with pytest.raises(ParamsError, match=r"no params/methods/nonsense.yaml; there are ht, acme, adamine, dar, "):
         members({"study": "c", "seeds": [1], "worlds": [], "methods": ["nonsense"]})
     with pytest.raises(ParamsError, match="worlds or methods, not both"):
         members({"study": "c", "seeds": [1], "worlds": ["a: {}"], "methods": ["ht"]})
