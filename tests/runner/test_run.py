@@ -378,7 +378,9 @@ def test_a_stopped_run_takes_its_kernel_along(tiny_study, number, status):
     assert children
     run.send_signal(number)
     _, error = run.communicate(timeout=20)
-    assert run.returncode == status and error == "interrupted; the same command goes on from here\n"
+    assert run.returncode == status and "Traceback" not in error
+    # A kernel that is killed can leave a line of libzmq's before it.
+    assert error.endswith("interrupted; the same command goes on from here\n")
     assert psutil.wait_procs(children, timeout=5)[1] == []
 
 
