@@ -86,6 +86,7 @@ def _methods_folder() -> Path:
 
 
 def _methods(values: Mapping) -> list[Member]:
+    """The methods' files come after the grid's, but all of them get the variants that the grid compares."""
     if values["worlds"]:
         raise ParamsError("methods: a grid has worlds or methods, not both; take one of them away")
     stems = sorted(path.stem for path in _methods_folder().glob("*.yaml"))
@@ -94,7 +95,7 @@ def _methods(values: Mapping) -> list[Member]:
         if name not in known:
             raise ParamsError(f"methods: there is no params/methods/{name}.yaml; there are {', '.join(known)}")
     return [
-        Member(f"{values['study']}-{name}-seed{seed}", name, seed, {}, name)
+        Member(f"{values['study']}-{name}-seed{seed}", name, seed, {"variants": values["variants"]}, name)
         for name in dict.fromkeys(values["methods"])
         for seed in values["seeds"]
     ]

@@ -33,14 +33,16 @@ def test_members_are_every_seed_in_every_world():
 
 
 def test_methods_are_put_on_the_grid_one_after_the_other():
-    grid = members({"study": "c", "seeds": [1, 2], "worlds": [], "methods": ["ht", "dar"]})
+    values = {"study": "c", "seeds": [1, 2], "worlds": [], "methods": ["ht", "dar"], "variants": ["debiased"]}
+    grid = members(values)
     assert [m.study for m in grid] == ["c-ht-seed1", "c-ht-seed2", "c-dar-seed1", "c-dar-seed2"]
     assert grid[0].files == [] and Path(grid[2].files[0]) == ROOT / "params/methods/dar.yaml"
     assert [m.world for m in grid] == ["ht", "ht", "dar", "dar"]
+    assert all(dict(m.arguments)["variants"] == '["debiased"]' for m in grid), "whatever the methods' files say"
     with pytest.raises(ParamsError, match=r"no params/methods/nonsense.yaml; there are ht, acme, adamine, dar, "):
-        members({"study": "c", "seeds": [1], "worlds": [], "methods": ["nonsense"]})
+        members(values | {"methods": ["nonsense"]})
     with pytest.raises(ParamsError, match="worlds or methods, not both"):
-        members({"study": "c", "seeds": [1], "worlds": ["a: {}"], "methods": ["ht"]})
+        members(values | {"worlds": ["a: {}"]})
 
 
 def test_a_slurm_array_shares_them_out():
