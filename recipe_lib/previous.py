@@ -21,8 +21,8 @@ from recipe_lib.paths import atomic_write_text, resolve
 # In the order in which they move away: without its history a training is not finished, and what is left of it can
 # be told as long as `started.json` is there.
 TRAINING = (
-    *("history.csv", "model.safetensors", "objectives.safetensors", "system.json", "training.json"),
-    *("last.ckpt", "started.json"),
+    *("history.csv", "model.safetensors", "objectives.safetensors", "frozen.safetensors"),
+    *("system.json", "training.json", "last.ckpt", "started.json"),
 )
 
 

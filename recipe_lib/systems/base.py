@@ -179,6 +179,7 @@ class System(nn.Module, ABC):
         pairs: loss -> the two sides that it compares; see `sides`.
         half_of_a_kind: half of each training batch are pairs of one category.
         objectives: modules that serve training alone (critics, generators ...); not among the saved weights.
+        frozen: names of the parameters that never train.
         defaults: what `config.system_args` may set, with its default.
         args: the same with what is set.
     """
@@ -219,6 +220,16 @@ class System(nn.Module, ABC):
             self.register_buffer("prior", torch.ones(config.num_classes) if prior is None else prior.clone())
         if attached.visible:
             self.register_buffer("seen", torch.ones(config.num_classes) if seen is None else seen.clone())
+        every = self.named_parameters(remove_duplicate=False)
+        self.frozen = frozenset(name for name, parameter in every if not parameter.requires_grad)
+
+    def frozen_state(self) -> dict[str, Tensor]:
+        """The part of `state_dict` that no training changes."""
+        return {name: value for name, value in self.state_dict().items() if name in self.frozen}
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """The rest of `state_dict`."""
+        return {name: value for name, value in self.state_dict().items() if name not in self.frozen}
 
     def _given_args(self) -> dict[str, Any]:
         given: dict[str, Any] = {}
@@ -308,10 +319,9 @@ class System(nn.Module, ABC):
 
         What never trains stays as it is.
         """
-        if not hasattr(self, "_trained"):
-            self._trained = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
-        for name, parameter in self._trained:
-            parameter.requires_grad_(backbone if name.startswith("image_encoder.backbone.") else rest)
+        for name, parameter in self.named_parameters():
+            if name not in self.frozen:
+                parameter.requires_grad_(backbone if name.startswith("image_encoder.backbone.") else rest)
         self.train(rest)
         self.image_encoder.train(backbone)  # statistics of BatchNorm stand still too
 

@@ -130,7 +130,7 @@ class EpochCheckpoint(Checkpoint):
         row["seconds"] = round(time.perf_counter() - self._started, 2)
         self.history.append(row)
         if trainer.is_global_zero and best_epoch(self.scores(), self.config.select_by) == len(self.history) - 1:
-            self.best = {k: v.detach().cpu().clone() for k, v in task.system.state_dict().items()}
+            self.best = {k: v.detach().cpu().clone() for k, v in task.system.trained_state().items()}
         self._save(trainer)
         if trainer.is_global_zero:
             print(

@@ -216,6 +216,14 @@ class TrainingTask(L.LightningModule):
         rows = self.all_gather(torch.cat(parts, 1), sync_grads=True)  # (world, B / world, sum of D)
         return rows.transpose(0, 1).flatten(0, 1).split([part.shape[1] for part in parts], 1)
 
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        for name in self.system.frozen:  # the system that goes on has them: they are part of its fingerprint
+            checkpoint["state_dict"].pop(f"system.{name}", None)
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        own = {f"system.{name}": value for name, value in self.system.frozen_state().items()}
+        checkpoint["state_dict"] = own | checkpoint["state_dict"]
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         if self.automatic_optimization:
             return self._turn("main", batch, batch_idx, {})
@@ -306,7 +314,8 @@ def train(
     With 0 epochs the system is left as it is.
 
     Args:
-        kept: folder of what several trainings share: features of segments, by `segment_features`; default: `folder`.
+        kept: folder of the baseline, with what several trainings share: features of segments, by `segment_features`,
+            and frozen weights; default: `folder`.
 
     Returns:
         history, a row per epoch.
@@ -321,7 +330,7 @@ def train(
         print("already trained: the weights are kept")
         return _finished(system, folder)
     if not config.epochs:
-        return _as_it_is(system, folder)
+        return _as_it_is(system, folder, kept)
     resume = folder / "last.ckpt"
     resume = resume if resume.is_file() else None
     if resume:
@@ -332,14 +341,14 @@ def train(
     if "segments" in system.reads and system.segment_encoder.adapters is None:
         segments = segment_features(system, store.split("train"), kept or folder)
     if config.world == 1:
-        history = fit(system, store, config, folder, resume, segments)
+        history = fit(system, store, config, folder, resume, segments, kept)
         previous.prune(folder)
         return history
     job = folder / "job"
     shutil.rmtree(job, ignore_errors=True)
     job.mkdir()
-    save_system(system, job)
-    paths = {"store": store.folder, "folder": folder, "resume": resume, "segments": segments}
+    save_system(system, job, kept)
+    paths = {"store": store.folder, "folder": folder, "resume": resume, "segments": segments, "kept": kept}
     task = {"training": asdict(config)} | {name: path and str(path.resolve()) for name, path in paths.items()}
     atomic_write_text(job / "job.json", json.dumps(task))
     distributed.launch(job.resolve(), config.devices, config.num_nodes)
@@ -357,13 +366,13 @@ def _finished(system: System, folder: Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=table.fieldnames, dtype=float).astype({"epoch": int})
 
 
-def _as_it_is(system: System, folder: Path) -> pd.DataFrame:
+def _as_it_is(system: System, folder: Path, kept: Path | None) -> pd.DataFrame:
     """What no training leaves: the weights as they came, and a history without an epoch."""
     scores = [f"val_{way}_{name}" for way in ("i2r", "r2i") for name in ("recall_1", "recall_10", "medr")]
     scores += ["val_image_cosine", "val_recipe_cosine"]
     columns = ["epoch", "retrieval", "self_supervised", "e_norm", "z_norm", *scores, "seconds"]
     history = pd.DataFrame(columns=columns, dtype=float)
-    save_system(system, folder)
+    save_system(system, folder, kept)
     atomic_write_text(folder / "history.csv", history.to_csv(index=False))
     return history
 
@@ -375,6 +384,7 @@ def fit(
     folder: Path,
     resume: Path | None,
     segments: Path | None = None,
+    kept: Path | None = None,
 ) -> pd.DataFrame:
     """Train in this process, one of `config.world`; see `train`.
 
@@ -408,8 +418,8 @@ def fit(
     close(trainer.logger)
     history = pd.DataFrame(checkpoint.history)
     if trainer.is_global_zero:
-        system.load_state_dict(checkpoint.best)
-        save_system(system, folder)
+        system.load_state_dict(checkpoint.best | system.frozen_state())
+        save_system(system, folder, kept)
         atomic_write_text(folder / "history.csv", history.to_csv(index=False))
     return history
 

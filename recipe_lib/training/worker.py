@@ -16,10 +16,10 @@ from recipe_lib.training.fit import TrainingConfig, fit
 def fit_job(job: Path) -> None:
     """This process's part of a job."""
     task = json.loads((job / "job.json").read_text())
-    store, folder, resume, segments = (
-        Path(task[name]) if task[name] else None for name in ("store", "folder", "resume", "segments")
+    store, *paths = (
+        Path(task[name]) if task[name] else None for name in ("store", "folder", "resume", "segments", "kept")
     )
-    fit(load_system(job).train(), Store(store), TrainingConfig(**task["training"]), folder, resume, segments)
+    fit(load_system(job).train(), Store(store), TrainingConfig(**task["training"]), *paths)
 
 
 def main(job: Path) -> None:
