@@ -25,6 +25,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from recipe_lib import devices
 from recipe_lib.progress import progress
 
 LEVELS = (torch.bfloat16, torch.float32, torch.float64)
@@ -54,7 +55,7 @@ class Pairs:
         names = zip(self.sides, ("image", "recipe"), strict=True)
         self.norms = [[_norms(x, name, self.step) for x in side] for side, name in names]
         self.true, self.order = self.dots(self.order, self.order).sort()
-        self.first = 0 if _fast_bfloat16(self.device) else 1
+        self.first = 0 if devices.fast_bfloat16(self.device) else 1
         copies = {id(x): self._copies(s, k) for s, side in enumerate(self.sides) for k, x in enumerate(side)}
         self.copies = [[copies[id(x)] for x in side] for side in self.sides]
         self.rooms: dict[object, Tensor] = {}
@@ -151,13 +152,6 @@ def _combine(cosines: list[Tensor]) -> Tensor:
     for other in others:
         first.mul_(other)
     return first.neg_()
-
-
-def _fast_bfloat16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    cpu = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch do not tell
-    return device.type == "cpu" and bool(cpu.get("avx512_bf16") or cpu.get("amx_bf16"))
 
 
 @contextmanager

@@ -104,8 +104,13 @@ class TrainingConfig:
 
     @classmethod
     def gather(cls, parameters: Mapping[str, Any], **facts: Any) -> TrainingConfig:
-        """From a notebook's parameters, by name; every number `x_weight` is a weight; `facts` win."""
+        """From a notebook's parameters, by name; every number `x_weight` is a weight; `facts` win.
+
+        Precision "auto" becomes that of this machine; see `devices.precision`.
+        """
         named = {f.name: parameters[f.name] for f in fields(cls) if f.name in parameters}
+        if "precision" in named:
+            named["precision"] = devices.precision(named["precision"])
         return cls(**named | {"weights": _weights(parameters)} | facts)
 
     def regather(self, parameters: Mapping[str, Any], prefix: str, **facts: Any) -> TrainingConfig:

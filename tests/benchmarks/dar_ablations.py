@@ -25,6 +25,7 @@ import numpy as np
 import pandas as pd
 
 import recipe_lib
+from recipe_lib import devices
 from recipe_lib.data.derived import add_descriptions, add_segments
 from recipe_lib.data.prepare import StoreConfig, prepare
 from recipe_lib.data.shards import digest
@@ -79,7 +80,8 @@ class Seed:
         )  # fmt: skip
         self.training = TrainingConfig(
             epochs=epochs, batch_size=64, crop_size=56, optimizer="adamw", learning_rate=0.002, weight_decay=0.01,
-            lr_schedule="cosine", warmup_epochs=0.5, loss="circle", margin=0.25, precision="bf16-mixed", seed=seed,
+            lr_schedule="cosine", warmup_epochs=0.5, loss="circle", margin=0.25, seed=seed,
+            precision=devices.precision("auto"),
         )  # fmt: skip
         self.towers = self._towers()
 

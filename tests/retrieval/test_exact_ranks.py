@@ -92,7 +92,7 @@ KINDS = (
 @pytest.mark.parametrize(("n", "d", "block"), [(130, 64, 16), (97, 3, 24), (60, 1, 5), (150, 700, None)])
 @pytest.mark.parametrize("fast", [True, False])
 def test_nasty_embeddings_have_the_ranks_of_float64(monkeypatch, kind, n, d, block, fast):
-    monkeypatch.setattr(exact_ranks, "_fast_bfloat16", lambda device: fast)  # the screening holds on every processor
+    monkeypatch.setattr(exact_ranks.devices, "fast_bfloat16", lambda device: fast)  # the screening holds on every processor
     images, recipes = nasty(kind, n, d)
     s = cosines(images, recipes)
     assert ranks(images, recipes, block=block, ties=True) == (
@@ -106,7 +106,7 @@ def test_nasty_embeddings_have_the_ranks_of_float64(monkeypatch, kind, n, d, blo
 @pytest.mark.parametrize("embeddings", [1, 2, 3])
 def test_scores_stay_within_their_bounds(monkeypatch, kind, embeddings):
     """Each tile and dot product against float64; an error near the bound would be luck, one above it a lie."""
-    monkeypatch.setattr(exact_ranks, "_fast_bfloat16", lambda device: True)
+    monkeypatch.setattr(exact_ranks.devices, "fast_bfloat16", lambda device: True)
     drawn = [nasty(kind, 120, d, seed) for seed, d in enumerate((512, 33, 100)[:embeddings])]
     pairs = exact_ranks.Pairs(*zip(*drawn, strict=True))
     i, j = (x.flatten() for x in torch.meshgrid(torch.arange(120), torch.arange(120), indexing="ij"))
