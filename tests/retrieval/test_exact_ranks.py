@@ -92,7 +92,8 @@ KINDS = (
 @pytest.mark.parametrize(("n", "d", "block"), [(130, 64, 16), (97, 3, 24), (60, 1, 5), (150, 700, None)])
 @pytest.mark.parametrize("fast", [True, False])
 def test_nasty_embeddings_have_the_ranks_of_float64(monkeypatch, kind, n, d, block, fast):
-    monkeypatch.setattr(exact_ranks.devices, "fast_bfloat16", lambda device: fast)  # the screening holds on every processor
+    # The screening holds on every processor.
+    monkeypatch.setattr(exact_ranks.devices, "fast_bfloat16", lambda device: fast)
     images, recipes = nasty(kind, n, d)
     s = cosines(images, recipes)
     assert ranks(images, recipes, block=block, ties=True) == (
