@@ -199,10 +199,11 @@ def test_what_was_fetched_is_loaded_without_a_network(hub, tmp_path):
     assert again.returncode == 0 and again.stdout.splitlines()[:2] == [chat, resnet], again.stderr
 
 
+UNKNOWN = "the hub has no such model, or shows it to its owners alone (`hf auth login`); is it spelt right?"
 ERRORS = {
     "someone/gated": "its publisher wants an account: accept the licence on its page, then `hf auth login`, and again",
-    "someone/chatt": "the hub has no such model, or shows it to its owners alone (`hf auth login`); is it spelt right?",
-    "some one/../chat": "the hub has no such model, or shows it to its owners alone (`hf auth login`); is it spelt right?",
+    "someone/chatt": UNKNOWN,
+    "some one/../chat": UNKNOWN,
     "someone/pickled": "model.safetensors is not in it, and other formats are not read; name another model",
 }
 
