@@ -172,10 +172,9 @@ def _fetch(args: argparse.Namespace) -> int:
         try:
             _ask(one.repo)
             one.load()
+            print(f"{one.parameter} {one.name}: {_place(one.repo)}", flush=True)
         except Exception as error:  # see _why
             status = _error(f"{one.parameter} {one.name} ({one.repo}): {_why(error)}")
-        else:
-            print(f"{one.parameter} {one.name}: {_place(one.repo)}", flush=True)
     if status == 0 and not weights:
         print("nothing to fetch: these parameters use no published weights")
     elif status == 0:

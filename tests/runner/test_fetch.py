@@ -17,7 +17,7 @@ import timm
 from safetensors.torch import save_file
 
 from recipe_lib.runner import params
-from recipe_lib.runner.fetch import wanted
+from recipe_lib.runner.fetch import _studies, wanted
 from tests.data.test_descriptions import RECIPES, build_model
 
 REPOSITORY = Path(__file__).parents[2]
@@ -62,6 +62,14 @@ def test_only_what_the_run_uses_is_wanted(schema, files, given, repos):
     given = {"source_dir": "data"} | given
     overrides = [(key, str(value).lower() if value is True else str(value)) for key, value in given.items()]
     assert {one.parameter: one.repo for one in wanted(params.load(files, overrides, schema))} == repos
+
+
+def test_of_a_grid_what_each_of_its_studies_uses():
+    given = {"methods": "[ht, dar]", "seeds": "[1, 2]", "pretrained": "true", "clip_pretrained": "openai"}
+    given |= {"clip_model": "ViT-B-16", "image_size": "224", "crop_size": "224"}
+    studies = [wanted(values) for values in _studies([REPOSITORY / "params/kitchen.yaml"], [*given.items()])]
+    of_ht, of_dar = [("image_model", RESNET)], [("clip_pretrained", "timm/vit_base_patch16_clip_224.openai")]
+    assert [[(one.parameter, one.repo) for one in found] for found in studies] == [of_ht, of_ht, of_dar, of_dar]
 
 
 def test_names_that_nobody_publishes(schema):
