@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run the study, compare the systems, search, its tests, its benchmarks or JupyterLab, from any folder; sets the environment up on first use. --help says the rest.
+# Run the study, compare the systems, search, fetch weights, its tests, its benchmarks or JupyterLab, from any folder; sets the environment up on first use. --help says the rest.
 set -euo pipefail
 
 here="$(cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")" && pwd -P)"
@@ -92,6 +92,11 @@ search)
   shift
   choose_python
   CAUSAL_KITCHEN_ROOT="$here" exec "$python" -P -m recipe_lib.search.command "$@"
+  ;;
+fetch)
+  shift
+  choose_python
+  CAUSAL_KITCHEN_ROOT="$here" exec "$python" -P -m recipe_lib.runner.fetch "$@"
   ;;
 compare)
   shift

@@ -30,8 +30,9 @@ class LLMDescriber:
     """Descriptions by a chat model of transformers, loaded when the first one is missing in the cache.
 
     Args:
-        model: name on the Hugging Face hub or a local folder; safetensors only, no code of the model is run. The cache
-            knows it by this name: other weights need another one.
+        model: name on the Hugging Face hub or a local folder, with safetensors; or a GGUF file, or a folder with one,
+            which the packages gguf and accelerate read. No code of the model is run. The cache knows it by this name:
+            other weights need another one.
         batch_size: recipes at a time.
         device: such as "cuda" or "cpu".
         dtype: of the weights; "auto": as they are stored.
@@ -126,9 +127,10 @@ class LLMDescriber:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         with one_line_errors(self.model):
-            tokenizer = AutoTokenizer.from_pretrained(self.model, padding_side="left", trust_remote_code=False)
+            name, file = _model_file(self.model)
+            tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left", trust_remote_code=False, **file)
             model = AutoModelForCausalLM.from_pretrained(
-                self.model, dtype=self.dtype, use_safetensors=True, trust_remote_code=False
+                name, dtype=self.dtype, use_safetensors=True, trust_remote_code=False, **file
             )
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token or tokenizer.unk_token
         return tokenizer, model.to(self.device).eval()
@@ -160,6 +162,21 @@ class LLMDescriber:
             return text
         turn = [{"role": "user", "content": text}]  # no system turn: some templates refuse one
         return tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+
+
+def _model_file(model: str) -> tuple[str, dict[str, str]]:
+    """What transformers calls a model: its name or folder, and the file in it where that is GGUF.
+
+    Raises:
+        ValueError: a folder of several GGUF files, which are one model at several precisions.
+    """
+    path = Path(model)
+    if path.is_file() and path.suffix == ".gguf":
+        return str(path.parent), {"gguf_file": path.name}
+    files = [] if any(path.glob("*.safetensors")) else sorted(file.name for file in path.glob("*.gguf"))
+    if len(files) > 1:
+        raise ValueError(f"it holds {', '.join(files[:3])}: name one of these files")
+    return model, {"gguf_file": files[0]} if files else {}
 
 
 def clean_answer(text: str, max_words: int = 45, min_words: int = 5) -> str:

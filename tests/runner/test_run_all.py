@@ -94,5 +94,6 @@ def test_the_commands_of_run_all(stub_clone):
     pytest = "-m pytest -n 2 --dist loadscope --no-loadscope-reorder --durations=15 -k ranks"
     assert call("test", "-k", "ranks")[1] == ["-m ruff check .", "-m ruff format --check .", pytest]
     assert call("search", "kitchen", "a b.jpg")[1] == ["-P -m recipe_lib.search.command kitchen a b.jpg"]
+    assert call("fetch", "a b.yaml")[1] == ["-P -m recipe_lib.runner.fetch a b.yaml"]
     lab = f"-m jupyterlab --ServerApp.root_dir={clone} --LabApp.default_url=/lab/tree/notebooks --no-browser"
     assert call("lab", "--no-browser")[1] == [lab]
