@@ -335,7 +335,7 @@ def kitchen_store(folder: Path, photos: int, values: dict[str, Any]) -> Store:
     """Dishes of the kitchen, stored as the parameter file says."""
     kitchen = KitchenConfig(train=photos, val=64, test=16, image_size=min(224, max(64, values["image_size"])), seed=1)
     names = ("image_size", "max_sentences", "max_tokens", "text_tokens", "image_filter", "jpeg_quality")
-    prepare(cook(kitchen), folder, StoreConfig(ingredient_classes=60, **{name: values[name] for name in names}))
+    prepare(cook(kitchen), folder, StoreConfig(ingredient_classes=20, **{name: values[name] for name in names}))
     return Store(folder)
 
 
