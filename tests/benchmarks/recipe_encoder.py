@@ -47,7 +47,12 @@ def grids(recipes: RecipeBatch) -> list[Tensor]:
 
 
 def padded(encoder: nn.Module, recipes: RecipeBatch) -> Tensor:
-    """As the released code does it: every place of the grid through torch's own layers, under a key padding mask."""
+    """(B, D) as the released code does it; see `padded_components`."""
+    return torch.tanh(encoder.fc(torch.cat(padded_components(encoder, recipes), 1)))
+
+
+def padded_components(encoder: nn.Module, recipes: RecipeBatch) -> tuple[Tensor, ...]:
+    """(B, E) each: every place of the grid through torch's own layers, under a key padding mask."""
 
     def encode(block: MaskedTransformer, x: Tensor, ignored: Tensor) -> Tensor:
         x = block.encoder(x + block.position[: x.shape[1]], src_key_padding_mask=ignored)
@@ -63,7 +68,7 @@ def padded(encoder: nn.Module, recipes: RecipeBatch) -> Tensor:
         if tokens.ndim == 3:
             x = encode(encoder.sentences[name], x.view(*tokens.shape[:2], -1), tokens[:, :, 0] == 0)
         components.append(x)
-    return torch.tanh(encoder.fc(torch.cat(components, 1)))
+    return tuple(components)
 
 
 def training(store: Store, size: str, batches: int, clock) -> list[dict]:
