@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -44,13 +45,19 @@ def findings(grid: Grid, split: str = "iid") -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def gains(grid: Grid, split: str = "iid", k: int = 1) -> pd.DataFrame:
-    """debiased - equal_compute of each method on the same queries, as `comparisons.compare` gives it, and `method`."""
+def gains(grid: Grid, splits: tuple[str, ...] = ("iid", "do_context"), k: int = 1) -> pd.DataFrame:
+    """Each variant - equal_compute of each method on the same queries, as `comparisons.compare` gives it, and `method`.
+
+    On those of the splits that the data has, of the photo-recipe distance alone (no `+`), of variants that were trained
+    (no `@`: changed at test time).
+    """
     rows = []
     for method in grid.worlds:
         ranks = grid.ranks(method)
-        for direction in ("i2r", "r2i"):
-            row = compare(ranks, "debiased", CONTROL, split=split, direction=direction, k=k, own_queries=True)
+        trained = [v for v in ranks["variant"].unique() if v not in ("baseline", CONTROL) and not set("@+") & set(v)]
+        present = [split for split in splits if (ranks["split"] == split).any()]
+        for variant, split, direction in product(trained, present, ("i2r", "r2i")):
+            row = compare(ranks, variant, CONTROL, split=split, direction=direction, k=k, own_queries=True)
             rows.append({"method": method} | row)
     return pd.DataFrame(rows)
 
