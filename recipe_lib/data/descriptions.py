@@ -180,12 +180,16 @@ def _model_file(model: str) -> tuple[str, dict[str, str]]:
 
 
 def clean_answer(text: str, max_words: int = 45, min_words: int = 5) -> str:
-    """A model's answer as one line of whole sentences, without quotes and preface; "" for one that cannot be used."""
+    """A model's answer as one line of whole sentences, without quotes and preface; "" for one that cannot be used.
+
+    Such is one too short, a refusal, and one that goes in a circle: small models may say a phrase to the last token.
+    """
     text = re.sub(r"<think>.*?(?:</think>|$)", "", text, flags=re.S).replace("’", "'").strip()
     text = PREFACE.sub("", PREFACE.sub("", text)).strip().split("\n\n")[0]
     text = " ".join(re.sub(r"[*#`\u0000-\u001f\ufffd]", " ", text).split()).strip(" \"'“”")
     words = text.split()
-    if len(words) < min_words or REFUSAL.match(text):
+    kinds = len({word.strip(".,;:!?").lower() for word in words[:max_words]})
+    if len(words) < min_words or 2 * kinds < len(words[:max_words]) or REFUSAL.match(text):
         return ""
     text = " ".join(words[:max_words])
     whole = [end.end() for end in re.finditer(r"[.!?](?=\s|$)", text) if len(text[: end.end()].split()) >= min_words]

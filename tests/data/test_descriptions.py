@@ -360,6 +360,11 @@ def test_clean_answer(answer, expected):
 
 
 def test_a_long_answer_ends_with_a_sentence_of_at_most_45_words():
-    answer = clean_answer("The red soup stands in a white bowl. " * 20)
-    assert answer == ("The red soup stands in a white bowl. " * 5).strip()
-    assert len(clean_answer("soup " * 100).split()) == 45
+    counted = [f"Bowl{n} holds soup{n} beside spoon{n} over cloth{n}, red{n} and hot{n}. " for n in range(20)]
+    assert clean_answer("".join(counted)) == "".join(counted[:4]).strip()
+    assert len(clean_answer(" ".join(f"soup{n}" for n in range(100))).split()) == 45
+
+
+@pytest.mark.parametrize("phrase", ("A Japanese-style ", "The red soup stands in a white bowl. ", "soup, "))
+def test_an_answer_that_goes_in_a_circle_cannot_be_used(phrase):
+    assert clean_answer("This dish is golden: " + phrase * 20) == ""
