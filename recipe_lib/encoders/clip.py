@@ -12,16 +12,18 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import open_clip
 import torch
 import torch.nn.functional as F
-from open_clip.transform import PreprocessCfg
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from recipe_lib.encoders.packed import Block, Packing
+
+if TYPE_CHECKING:
+    import open_clip  # it takes seconds, which those who have no CLIP need not wait for
 
 LOCAL = Path(__file__).parent
 
@@ -239,6 +241,9 @@ def clip_towers(
         ValueError: no such model or weights, or a kind of model that has no such towers.
         ConnectionError: the weights cannot be fetched.
     """
+    import open_clip
+    from open_clip.transform import PreprocessCfg
+
     config = _config(model)
     published = open_clip.get_pretrained_cfg(model, pretrained) if pretrained else {}
     if published:
@@ -275,6 +280,8 @@ def _config(model: str) -> dict:
     path = LOCAL / f"{model}.json"
     if path.is_file():
         return json.loads(path.read_text())
+    import open_clip
+
     if model not in open_clip.list_models():
         near = [name for name in open_clip.list_models() if name.lower().startswith(model.lower()[:5])][:5]
         raise ValueError(
@@ -298,6 +305,8 @@ def _config(model: str) -> dict:
 
 
 def _fetch(model: str, pretrained: str, published: dict) -> str:
+    import open_clip
+
     try:
         return open_clip.download_pretrained(published)
     except Exception as error:  # the hub client raises many kinds, none of which says what to do

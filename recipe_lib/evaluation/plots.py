@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from PIL import Image
-from sklearn.manifold import TSNE
 
 from recipe_lib.evaluation.comparisons import standing
 
@@ -157,6 +156,8 @@ def dictionary_map(
     ax: Axes, dictionary: np.ndarray, names: Sequence[str], counts: Sequence[int], *, seed: int = 0
 ) -> None:
     """t-SNE of the (K, E) dictionary by cosine distance; point size grows with the ingredient's frequency."""
+    from sklearn.manifold import TSNE  # a second, for those alone who draw it
+
     flat = TSNE(metric="cosine", init="random", perplexity=min(12, (len(names) - 1) / 3), random_state=seed)
     x, y = flat.fit_transform(dictionary - dictionary.mean(0)).T
     ax.scatter(x, y, s=6 + 60 * np.asarray(counts) / max(counts), alpha=0.35, color="#4c72b0", lw=0)

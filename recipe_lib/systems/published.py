@@ -15,9 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from safetensors.torch import load_file
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from torch import Tensor
 
 from recipe_lib.data.plain_pickle import read_plain_pickle
@@ -131,9 +130,7 @@ def load_published(system: System, path: Path) -> LoadedWeights:
     method = "dar" if kind == "DAR" else "ht"
     if system.config.method != method:
         raise ValueError(f"{path}: a checkpoint of {kind}; set method to {method}")
-    statistics = (
-        [OPENAI_DATASET_MEAN, OPENAI_DATASET_STD] if kind == "DAR" else [IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD]
-    )
+    statistics = [OPENAI_CLIP_MEAN, OPENAI_CLIP_STD] if kind == "DAR" else [IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD]
     wanted = system.state_dict()
     loaded, absent = {}, []
     for name, weight in wanted.items():
