@@ -99,6 +99,8 @@ def published(path: Path) -> pd.DataFrame:
 def agreement(table: pd.DataFrame, papers: pd.DataFrame, *, candidates: int = 1000, direction: str = "i2r") -> dict:
     """Spearman's rho between R@1 of the baselines here and the published R@1 of the same methods.
 
+    Numbers of low certainty stay out.
+
     Args:
         table: of `findings`.
         papers: of `published`.
@@ -108,6 +110,7 @@ def agreement(table: pd.DataFrame, papers: pd.DataFrame, *, candidates: int = 10
     """
     here = table[(table["variant"] == "baseline") & (table["direction"] == direction)].set_index("method")["recall_1"]
     there = papers[(papers["candidates"] == candidates) & (papers["direction"] == direction) & (papers["method"] != "")]
+    there = there[there["certainty"] != "low"]
     both = pd.DataFrame({"here": here, "published": there.set_index("method")["recall_1"]}).dropna()
     rho, p = spearmanr(both["here"], both["published"]) if len(both) > 2 else (np.nan, np.nan)
     return {"rho": float(rho), "p": float(p), "methods": both}

@@ -27,7 +27,7 @@ COLOURS = {
 
 
 def _colour(variant: str) -> str:
-    return COLOURS.get(re.split("[@+]", variant)[0], "#8172b3")
+    return COLOURS.get(re.split("[@+,]", variant)[0], "#8172b3")
 
 
 def photo(ax: Axes, image: bytes | np.ndarray, title: str = "", *, frame: str | None = None, width: int = 24) -> None:

@@ -206,8 +206,9 @@ def test_time_embeddings(variant: str, system: System, encoded: Encoded, seed: i
     """The image embeddings of a variant and of its test-time controls, by name; they cost no training.
 
     `variant@control` changes the trained variant at test time alone: `no_z` removes the term, `soft` drops the
-    threshold, `true_labels` tells the ingredients; the oracle's labels are permuted over the recipes, corrupted at a
-    rising rate, left alone without the photo, or only those that show in it (`visible`, where that is known).
+    threshold, `true_labels` tells the ingredients; an oracle's labels are left alone without the photo. Those of the
+    oracle that is told all are permuted over the recipes, corrupted at a rising rate, or only those that show
+    (`visible`, where that is known).
     """
     system = system.cpu()
     out = {variant: encoded.embedding + encoded.z}
@@ -224,11 +225,12 @@ def test_time_embeddings(variant: str, system: System, encoded: Encoded, seed: i
         soft = ingredient_weights(system.probabilities(encoded.logits))
         out[f"{variant}@soft"] = encoded.embedding + system.adjustment(encoded.embedding, soft)
         out[f"{variant}@true_labels"] = encoded.embedding + told(encoded.labels)
-    if attached.weights == "labels":
-        out[f"{variant}@permuted_labels"] = encoded.embedding + told(permute_rows(encoded.labels, generator))
+    if attached.weights in ("labels", "visible"):
         # A recipe without any label has no z; one constant stands for it, since a zero vector cannot be ranked.
         nothing = encoded.z.norm(dim=1, keepdim=True) == 0
         out[f"{variant}@labels_only"] = torch.where(nothing, torch.ones_like(encoded.z), encoded.z)
+    if attached.weights == "labels":
+        out[f"{variant}@permuted_labels"] = encoded.embedding + told(permute_rows(encoded.labels, generator))
         for rate in CORRUPTION:
             labels = corrupt_labels(encoded.labels, rate, generator)
             out[f"{variant}@corrupted_{rate}"] = encoded.embedding + told(labels)

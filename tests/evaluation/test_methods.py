@@ -47,13 +47,14 @@ def test_gains_are_over_the_control_on_the_same_queries():
     assert set(table["b"]) == {"equal_compute"}
 
 
-def test_agreement_is_of_the_methods_that_both_have():
+def test_agreement_is_of_the_methods_that_both_surely_have():
     papers = pd.DataFrame(
         {
-            "method": ["a", "b", "c", "", "a"],
-            "candidates": [1000, 1000, 1000, 1000, 10_000],
+            "method": ["a", "b", "c", "", "a", "d"],
+            "candidates": [1000, 1000, 1000, 1000, 10_000, 1000],
             "direction": "i2r",
-            "recall_1": [10.0, 20.0, 30.0, 90.0, 1.0],
+            "recall_1": [10.0, 20.0, 30.0, 90.0, 1.0, 50.0],
+            "certainty": ["read"] * 5 + ["low"],
         }
     )
     here = pd.DataFrame(
