@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from uuid import uuid4
 
 
 def _is_root(folder: Path) -> bool:
@@ -58,7 +59,7 @@ def frozen_dir() -> Path:
 
 
 def atomic_write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
+    """Write a file whole or not at all, whoever else writes it."""
+    partial = path.with_name(f".{path.name}.{uuid4().hex}.partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)

@@ -68,9 +68,10 @@ class LLMDescriber:
 
         `cache` holds a line {"id", "made_from", "text", "source"} for each; made_from stands for model, prompt,
         settings and recipe, so one file serves several. A batch is written at once: what is killed loses one at most.
+        While another process writes to the file this one waits, and reads then what that one found.
 
         Raises:
-            DataError: the cache is broken, or another process is writing to it.
+            DataError: the cache is broken.
         """
         settings = [self.model, self.prompt, self.max_recipe_tokens, self.max_new_tokens, self.temperature, self.seed]
         cache.parent.mkdir(parents=True, exist_ok=True)
@@ -78,7 +79,8 @@ class LLMDescriber:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise DataError(f"{cache}: another process is writing descriptions to it; wait for its end") from None
+                print(f"waiting: another process is writing descriptions to {cache}", flush=True)
+                fcntl.flock(file, fcntl.LOCK_EX)
             known = _read_cache(cache)
             waiting: list[tuple] = []
             missing: dict[tuple, TextRecipe] = {}

@@ -104,11 +104,14 @@ def prepare(
         raise DataError(f"the table holds {len(classes.names)} ingredient classes, {given}; make them equal")
     partial, old = (folder.with_name(folder.name + end) for end in (".partial", ".old"))
     if folder.is_dir() and not partial.exists():
+        copy = folder.with_name(folder.name + ".copy")  # what is copied in part is no store to go on with
+        shutil.rmtree(copy, ignore_errors=True)
         try:
-            shutil.copytree(folder, partial, copy_function=os.link)
+            shutil.copytree(folder, copy, copy_function=os.link)
         except OSError:  # no hard links on this file system
-            shutil.rmtree(partial, ignore_errors=True)
-            shutil.copytree(folder, partial)
+            shutil.rmtree(copy, ignore_errors=True)
+            shutil.copytree(folder, copy)
+        copy.replace(partial)
     (partial / "shards").mkdir(parents=True, exist_ok=True)
     for unfinished in partial.glob("*/.*"):  # of processes that were killed while they wrote
         unfinished.unlink()

@@ -21,7 +21,8 @@ from recipe_lib.reachable import Reach, Sources, digest, versions, without_docst
 
 # Parameters that name files from outside the study, or may do so.
 SOURCES = (
-    *("source_dir", "image_dir", "classes_file", "clip_pretrained", "description_model", "segment_model"),
+    *("source_dir", "image_dir", "classes_file", "categories_file"),
+    *("clip_pretrained", "description_model", "segment_model"),
     *("vocab_file", "weights_from", "dictionary_file", "system_file", "image_weights", "sentence_model"),
 )
 STUDIES = {"distances_from": "02_baseline_training/model.safetensors", "compare_with": "ranks.parquet"}  # of others

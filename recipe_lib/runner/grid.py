@@ -102,19 +102,31 @@ def _methods(values: Mapping) -> list[Member]:
 
 
 def share(studies: Sequence[Member], environ: Mapping[str, str]) -> list[Member]:
-    """What this task of a Slurm array runs of them; all, where there is no array."""
+    """What this task of a Slurm array runs of them; all, where there is no array.
+
+    Raises:
+        ParamsError: numbers that leave some out: who counts from the first to the last cannot share out by them.
+    """
     if "SLURM_ARRAY_TASK_ID" not in environ:
         return list(studies)
-    first, count = (int(environ[f"SLURM_ARRAY_TASK_{name}"]) for name in ("MIN", "COUNT"))
+    first, last, count = (int(environ[f"SLURM_ARRAY_TASK_{name}"]) for name in ("MIN", "MAX", "COUNT"))
+    if last - first + 1 != count:
+        raise ParamsError(f"the numbers of a Slurm array must follow one another; use --array=1-{count}")
     return list(studies)[int(environ["SLURM_ARRAY_TASK_ID"]) - first :: count]
 
 
 def run_grid(
-    studies: Sequence[Member], folder: Path, files: Sequence[str], given: Sequence[tuple[str, str]], jobs: int
+    grid: Sequence[Member],
+    studies: Sequence[Member],
+    folder: Path,
+    files: Sequence[str],
+    given: Sequence[tuple[str, str]],
+    jobs: int,
 ) -> list[str]:
     """Run the studies, `jobs` at a time, and write grid.json into the grid's folder.
 
     Args:
+        grid: all of it, as grid.json is to name it; `studies`: this task's share.
         files, given: parameter files and `-p` pairs of the command line.
 
     Returns:
@@ -122,7 +134,7 @@ def run_grid(
     """
     logs = folder / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    atomic_write_text(folder / "grid.json", json.dumps([asdict(member) for member in studies], indent=1))
+    atomic_write_text(folder / "grid.json", json.dumps([asdict(member) for member in grid], indent=1))
     environ = dict(os.environ)
     if jobs > 1:  # processes that each take all cores would wait for each other
         environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))

@@ -153,7 +153,8 @@ def _run_grid(args: argparse.Namespace, files: list[Path], values: dict, schema:
     _listen(_interrupt)  # at once: while it waited for the studies that run, others would begin
     print(f"grid {folder.name}: {len(own)} of {len(studies)} studies, {args.jobs} at a time", flush=True)
     with stages.locked(folder) if len(own) == len(studies) else nullcontext():
-        failed = grid.run_grid(own, folder, [str(path.resolve()) for path in files], args.p, max(1, args.jobs))
+        own_files = [str(path.resolve()) for path in files]
+        failed = grid.run_grid(studies, own, folder, own_files, args.p, max(1, args.jobs))
         if failed:
             raise RunError(f"{len(failed)} of {len(own)} studies failed: {', '.join(failed)}; mend and run it again")
         if len(own) < len(studies):

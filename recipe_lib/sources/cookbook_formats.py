@@ -35,7 +35,7 @@ _STRING = r"""(?:'(?:[^'\\\n]|\\.)*+'|"(?:[^"\\\n]|\\.)*+")\s*+"""
 _LITERAL = re.compile(rf"\[\s*+(?:{_STRING}(?:,\s*+{_STRING})*+,?\s*+)?\]")
 _HEADING = re.compile(r"(#{1,6})\s+(.*)")
 _MARKER = re.compile(r"\s*(?:[-*+•>]+|\d{1,4}[.)])\s+(?:\[[ xX]\]\s+)?")
-_PHOTO = re.compile(r"!\[[^\[\]\n]*\]\(\s{0,9}(?:<([^<>\n]+)>|([^()\s]+))[^()\n]*\)")
+_PHOTO = re.compile(r"!\[[^\[\]\n]*\]\(\s{0,9}(?:<([^<>\n]+)>|([^()\s]++))[^()\n]*+\)")
 _LINK = re.compile(r"\[([^\[\]]*)\]\([^()]*\)")
 _TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
 
@@ -110,7 +110,7 @@ def read_json_ld(path: Path) -> Iterator[Fields]:
             stack.extend(reversed(node))
         elif isinstance(node, dict):
             if any(re.fullmatch(r"(.*[/:])?Recipe", str(kind)) for kind in _as_list(node.get("@type"))):
-                fields = _named(node)
+                fields = renamed(node)
                 fields.pop("id", None)
                 for name in ("ingredients", "images"):
                     fields[name] = [_address(item) for item in _as_list(fields.get(name))]
@@ -147,8 +147,11 @@ class _FrontMatterLoader(yaml.SafeLoader):
     """Plain values only: no tags, and no aliases, of which a few lines can unfold to gigabytes."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(problem="an alias (*name)", problem_mark=self.peek_event().start_mark)
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
+            raise yaml.MarkedYAMLError(problem="an alias (*name)", problem_mark=event.start_mark)
+        if event.tag:
+            raise yaml.MarkedYAMLError(problem="a tag (!name)", problem_mark=event.start_mark)
         return super().compose_node(parent, index)
 
 
@@ -165,8 +168,8 @@ def read_markdown(path: Path) -> Iterator[Fields]:
     if not isinstance(front, dict):
         yield None, "front matter is not made of lines 'name: value'"
         return
-    fields, sections = _named(front), _sections(body)
-    if fields or sections["ingredients"] or sections["instructions"]:
+    fields, sections = renamed(front), _sections(body)
+    if _named(front) or sections["ingredients"] or sections["instructions"]:
         images = [*_as_list(fields.get("images")), *sections["images"]]
         yield (
             None,

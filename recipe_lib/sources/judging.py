@@ -81,7 +81,7 @@ class Judge:
         if val < 0 or test < 0 or val + test >= 1:
             raise DataError(f"val={val}, test={test}: shares of 0 or more, below 1 in all")
         self.source, self.root, self.val, self.test, self.folders = source, root, val, test, folders
-        self.ingredients, self.shift, self.report = ingredients, set(shift), Report()
+        self.ingredients, self.shift, self.report = ingredients.lower(), set(shift), Report()
         self._shifted = 0
         self._faults: dict[Path, str | None] = {}  # what is wrong with each photo; recipes may share one
 
@@ -93,7 +93,9 @@ class Judge:
         """
         try:
             if self.ingredients != "ingredients" and isinstance(fields, dict):
-                fields = fields | {"ingredients": fields.get(self.ingredients, [])}
+                if self.ingredients not in fields:
+                    raise _Skip(f"no field {self.ingredients!r}; see ingredients_field")
+                fields = fields | {"ingredients": fields[self.ingredients]}
             recipe = _recipe(fields)
         except _Skip as reason:
             name = (fields.get("id") or fields.get("title")) if isinstance(fields, dict) else None
@@ -239,7 +241,7 @@ def _recipe(fields: dict[str, Any] | str) -> Recipe:
 def _marks(fields: dict) -> set[str]:
     """Every "field: value" of a recipe whose value is a text, or a list of texts, as a cell of a CSV is."""
     lists = ((name, value if isinstance(value, list) else [value]) for name, value in fields.items())
-    return {f"{name}: {value}" for name, values in lists for value in values if isinstance(value, str)}
+    return {f"{name}: {value.strip()}" for name, values in lists for value in values if isinstance(value, str)}
 
 
 def _letters(text: str) -> str:

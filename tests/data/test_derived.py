@@ -1,5 +1,7 @@
 import io
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -77,13 +79,19 @@ def test_a_language_model_describes_and_its_cache_serves_again(folder, tmp_path,
     assert rules["descriptions"]["sources"] == {"cues": 5}, "another backend takes over"
 
 
-def test_two_runs_cannot_write_one_cache(folder, tmp_path):
+def test_a_second_run_waits_for_the_cache_and_reads_what_the_first_wrote(tmp_path, capfd):
     model = build_model(tmp_path / "model", chat=True)
-    first = LLMDescriber(model, batch_size=1, max_new_tokens=4).describe([("a", "Soup", [], [])] * 2, tmp_path / "c")
-    next(first)
-    with pytest.raises(DataError, match="another process is writing"):
-        add_descriptions(folder, LLMDescriber(model), tmp_path / "c")
-    first.close()
+    soup = [("a", "Soup", [], [])]
+    first = LLMDescriber(model, batch_size=1, max_new_tokens=4).describe(soup * 2, tmp_path / "c")
+    told = next(first)
+    second = LLMDescriber(model, batch_size=1, max_new_tokens=4)
+    second._load = lambda: pytest.fail("it is in the cache")
+    with ThreadPoolExecutor(1) as pool:
+        waits = pool.submit(lambda: list(second.describe(soup, tmp_path / "c")))
+        time.sleep(0.3)
+        assert not waits.done() and "another process is writing descriptions to" in capfd.readouterr().out
+        first.close()
+        assert waits.result(timeout=60) == [told]
 
 
 def test_segments_lie_beside_their_photos(folder):

@@ -1,5 +1,6 @@
 import io
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -328,6 +329,27 @@ def test_an_old_store_stays_until_the_new_one_is_whole(tmp_path):
     assert Store(tmp_path / "data").split("train").ids == ["r0"]
     prepare([recipe(2), *EVAL], tmp_path / "data", CONFIG)
     assert Store(tmp_path / "data").split("train").ids == ["r2"]
+
+
+def test_a_copy_that_was_killed_is_no_store_to_go_on_with(tmp_path, monkeypatch):
+    """Without hard links the finished shards are copied: half of one must not pass for a shard."""
+    first = prepare([recipe(0), *EVAL], tmp_path / "data", CONFIG)
+
+    def no_links(*_):
+        raise OSError("no hard links here")
+
+    def half(source, target, **_):
+        Path(target).write_bytes(Path(source).read_bytes()[:50])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.link", no_links)
+    whole = shutil.copyfile
+    monkeypatch.setattr("shutil.copyfile", half)
+    with pytest.raises(KeyboardInterrupt):
+        prepare([recipe(0), *EVAL], tmp_path / "data", CONFIG)
+    monkeypatch.setattr("shutil.copyfile", whole)
+    assert prepare([recipe(0), *EVAL], tmp_path / "data", CONFIG) == first
+    assert Store(tmp_path / "data").split("train").ids == ["r0"] and {p.name for p in tmp_path.iterdir()} == {"data"}
 
 
 def test_further_recipes_are_prepared_as_those_of_the_store_are(tmp_path, tiny_store):

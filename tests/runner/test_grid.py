@@ -47,10 +47,12 @@ def test_methods_are_put_on_the_grid_one_after_the_other():
 
 def test_a_slurm_array_shares_them_out():
     grid = list(range(7))
-    environ = {"SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_COUNT": "3"}
+    environ = {"SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_MAX": "3", "SLURM_ARRAY_TASK_COUNT": "3"}
     shares = [share(grid, environ | {"SLURM_ARRAY_TASK_ID": str(task)}) for task in (1, 2, 3)]
     assert sorted(number for part in shares for number in part) == grid
     assert max(map(len, shares)) == 3 and share(grid, {}) == grid
+    with pytest.raises(ParamsError, match="must follow one another; use --array=1-3"):
+        share(grid, environ | {"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_MAX": "5"})  # --array=1-5:2
 
 
 def test_what_is_wrong_with_one_study_is_said_before_the_first_begins(tmp_path, capsys):
@@ -62,11 +64,15 @@ def test_what_is_wrong_with_one_study_is_said_before_the_first_begins(tmp_path, 
     assert not list(tmp_path.iterdir())
 
 
-def test_a_study_that_fails_is_named_and_stops_no_other(tmp_path, capsys):
+def test_a_study_that_fails_is_named_and_stops_no_other(tmp_path, capsys, monkeypatch):
     # Too few pairs for a batch: notebook 2 stops.
     worlds = json.dumps(["bad: {kitchen_train: 2, kitchen_val: 1, kitchen_test: 1, ingredient_classes: 400}"])
-    command = ["params/smoke.yaml", "-p", "seeds", "[1]", "-p", "worlds", worlds, "--outputs", str(tmp_path)]
+    command = ["params/smoke.yaml", "-p", "seeds", "[1, 2]", "-p", "worlds", worlds, "--outputs", str(tmp_path)]
+    for name in ("ID", "MIN", "MAX", "COUNT"):
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", "2" if name in ("MAX", "COUNT") else "1")
     assert main(command) == 1
+    whole = json.loads((tmp_path / "smoke/grid.json").read_text())
+    assert [member["seed"] for member in whole] == [1, 2], "a task's share is not the grid"
     printed = capsys.readouterr()
     assert "1 of 1 studies failed: smoke-bad-seed1" in printed.err and "FAILED, see" in printed.out
     assert "error: " in (tmp_path / "smoke/logs/smoke-bad-seed1.log").read_text()

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import stat
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -70,6 +71,26 @@ def test_whole_sources_are_held_back_and_another_field_holds_the_lines(tmp_path)
         assert others == {r.id: r.split for r in recipes if r.id not in held}, "the others stay where they were"
         with pytest.raises(DataError, match="no recipe with photo has source: none; see test_shift"):
             read_cookbook(tmp_path / folder, shift=["source: none"])
+
+
+def test_markdown_and_json_ld_have_other_fields_too(tmp_path):
+    photo(tmp_path / "a.jpg")
+    for i in range(4):
+        front = f"title: Soup {i}\nsource: book {i % 2} \nplain: [carrot {i}]\nimages: a.jpg"
+        (tmp_path / f"{i}.md").write_text(f"---\n{front}\n---\n## Ingredients\n- {i} carrots\n## Steps\n1. Boil.\n")
+    cake = {"@type": "Recipe", "name": "Cake", "source": "book 1 ", "plain": ["egg"], "image": "a.jpg"}
+    (tmp_path / "cake.json").write_text(json.dumps([cake | {"recipeIngredient": "2 eggs"}, cake | {"plain": "x"}]))
+    (tmp_path / "bare.md").write_text("# Bare\n## Ingredients\n- salt\n")
+    recipes, report = read_cookbook(tmp_path, shift=["source: book 1"], ingredients="Plain")
+    assert {r.title for r in recipes if r.split == "shift"} == {"Soup 1", "Soup 3", "Cake"}
+    assert {tuple(r.ingredients) for r in recipes} == {("egg",), *((f"carrot {i}",) for i in range(4))}
+    assert any("bare.md ('Bare'): no field 'plain'; see ingredients_field" in line for line in report.skipped)
+
+
+def test_a_photo_without_an_end_takes_linear_time(tmp_path):
+    (tmp_path / "a.md").write_text("# Pie\n## Ingredients\n- salt\n![x](" + "A" * 300_000)
+    begin = time.perf_counter()
+    assert len(read_cookbook(tmp_path)[0]) == 1 and time.perf_counter() - begin < 5
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
@@ -179,6 +200,9 @@ def test_front_matter_of_wrong_types_is_named(tmp_path, front, reason):
         "title: !!python/object/apply:os.system ['touch pwned']",
         "a: &a [x, x]\ntitle: *a",
         "date: 2024-99-99\ntitle: x",
+        "title: x\nservings: !!bool foo",
+        "title: x\nservings: !!int ''",
+        "title: x\nsince: !!timestamp y",
         "a: " + "[" * 5000,
     ],
 )
