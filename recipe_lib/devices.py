@@ -1,8 +1,9 @@
-"""The device that models run on."""
+"""The device that models run on, and the others that train beside it."""
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor, distributed
 
 
 def device() -> str:
@@ -24,3 +25,12 @@ def precision(wanted: str) -> str:
     if wanted != "auto":
         return wanted
     return "bf16-mixed" if fast_bfloat16(device()) else "32-true"
+
+
+def mean_over_devices(value: Tensor) -> Tensor:
+    """Mean of a detached number over all processes that train together; one process: the number itself."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return value
+    total = value.clone().float()
+    distributed.all_reduce(total)
+    return total / distributed.get_world_size()

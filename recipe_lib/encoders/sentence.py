@@ -23,6 +23,7 @@ from recipe_lib.encoders.packed import MaskedTransformer
 from recipe_lib.encoders.recipe import COMPONENTS, HierarchicalEncoder
 from recipe_lib.encoders.weights import local, weights_digest
 from recipe_lib.paths import frozen_dir
+from recipe_lib.reachable import code_digest, digest
 
 BATCH = 64  # sentences read together
 _KEY = 16  # bytes of a sentence's digest
@@ -95,8 +96,10 @@ class SentenceRecipeEncoder(HierarchicalEncoder):
         """Token ids (U, L) -> unit vectors (U, E) float16."""
         ids = torch.from_numpy(tokens).to(self.fc.weight.device)
         mask = ids != PAD
-        # bfloat16 where the CPU has units for it: three times as fast, and far more exact than vectors need.
-        with torch.autocast("cpu", torch.bfloat16, enabled=devices.fast_bfloat16("cpu")):
+        # Whatever the precision around it, for the vectors are shared. bfloat16 where a CPU has units for it: three
+        # times as fast, and far more exact than vectors need.
+        where = ids.device.type
+        with torch.autocast(where, torch.bfloat16, enabled=where == "cpu" and devices.fast_bfloat16("cpu")):
             hidden = self.reader(input_ids=ids, attention_mask=mask.long()).last_hidden_state.float()
         mean = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
         return F.normalize(mean.float(), dim=1).half().cpu().numpy()
@@ -105,19 +108,22 @@ class SentenceRecipeEncoder(HierarchicalEncoder):
 class Memory:
     """Vectors of sentences that a reader has read, in memory and on the disk.
 
+    Of two processes that read a sentence at once, both take what the first one wrote: vectors of other batches differ
+    in their last digits.
+
     Args:
-        reader: the digest of its weights names the file.
+        reader: its weights, its configuration and the code name the file.
         dim: E.
     """
 
     def __init__(self, reader: nn.Module, dim: int):
-        self.path = frozen_dir() / f"sentences-{weights_digest(reader.state_dict())[:16]}.bin"
+        config = {key: value for key, value in reader.config.to_dict().items() if not key.startswith("_")}
+        made_by = digest([weights_digest(reader.state_dict()), config, code_digest(SentenceRecipeEncoder)])
+        self.path = frozen_dir() / f"sentences-{made_by[:16]}.bin"
         self._record = np.dtype([("key", f"V{_KEY}"), ("vector", np.float16, dim)])
         self._known: dict[bytes, np.ndarray] = {}
-        if self.path.is_file():
-            whole = self.path.stat().st_size // self._record.itemsize  # a killed writer may leave part of a record
-            for record in np.fromfile(self.path, self._record, whole):
-                self._known[record["key"].tobytes()] = record["vector"]
+        self._read_to = 0  # bytes of the file that are known
+        self._append(np.empty(0, self._record))
 
     def recall(self, tokens: np.ndarray, read: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         """(U, L) token ids -> (U, E) float16; `read` is asked for those that are new."""
@@ -130,11 +136,21 @@ class Memory:
             records = np.empty(len(rows), self._record)
             records["key"], records["vector"] = np.array([keys[i] for i in rows], f"V{_KEY}"), vectors
             self._append(records)
-            self._known.update(zip((keys[i] for i in rows), vectors, strict=True))
         return np.stack([self._known[key] for key in keys])
 
     def _append(self, records: np.ndarray) -> None:
-        with open(self.path, "ab") as file:
+        """Learn what others have written meanwhile, then write and learn what is still new."""
+        with open(self.path, "a+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # studies run beside each other
-            file.truncate(file.seek(0, 2) // self._record.itemsize * self._record.itemsize)
+            # A killed writer may leave part of a record.
+            whole = file.truncate(file.seek(0, 2) // self._record.itemsize * self._record.itemsize)
+            file.seek(self._read_to)
+            self._learn(np.frombuffer(file.read(), self._record))
+            records = records[[key.tobytes() not in self._known for key in records["key"]]]
             file.write(records.tobytes())
+            self._read_to = whole + records.nbytes
+        self._learn(records)
+
+    def _learn(self, records: np.ndarray) -> None:
+        for record in records:
+            self._known.setdefault(record["key"].tobytes(), record["vector"])

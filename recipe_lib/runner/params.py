@@ -313,8 +313,11 @@ TOGETHER = {
             not word_vectors or (word_vectors == recipe_dim and method not in (*TRANSFORMERS, *CLIP))
         )
     ),
-    "frozen_epochs and alternate are for backbones of timm": (
-        lambda frozen_epochs, alternate, method: method not in CLIP or not (frozen_epochs or alternate)
+    "frozen_epochs are for backbones of timm": lambda frozen_epochs, method: not frozen_epochs or method not in CLIP,
+    "alternate is for methods without texts alone, games and CLIP's towers, and a backbone that trains": (
+        lambda alternate, method, frozen: (
+            not alternate or (method not in (*TRANSFORMERS, "ht_sentence", *GAMES, *CLIP) and "all" not in frozen)
+        )
     ),
     "only the kitchen knows what shows in a photo, as oracle_visible is told": (
         lambda source, variants: source == "kitchen" or "oracle_visible" not in variants

@@ -26,7 +26,7 @@ def attach(
     # The weights come from the baseline: fetching the backbone's published ones again would be waste.
     config = replace(baseline.config, debiasing=debiasing, pretrained=False, image_weights="")
     system = build(config, dictionary, prior, seen)
-    attached = ("classifier.", "adjustment.", "prior", "seen")
-    fresh = {k: v for k, v in system.state_dict().items() if k.startswith(attached)}
+    parts, buffers = ("classifier.", "adjustment."), ("prior", "seen")
+    fresh = {k: v for k, v in system.state_dict().items() if k.startswith(parts) or k in buffers}
     system.load_state_dict(baseline.state_dict() | fresh)
     return system

@@ -324,6 +324,8 @@ class System(nn.Module, ABC):
                 parameter.requires_grad_(backbone if name.startswith("image_encoder.backbone.") else rest)
         self.train(rest)
         self.image_encoder.train(backbone)  # statistics of BatchNorm stand still too
+        if head := getattr(self.image_encoder, "fc", None):
+            head.train(rest)
 
     def further(self, sides: dict[str, Tensor], step: Step) -> dict[str, Tensor]:
         """Losses by name besides those of `pairs`, over the sides of all devices; none whose weight is 0."""

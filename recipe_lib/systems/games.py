@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recipe_lib.data.loading import Batch
+from recipe_lib.devices import mean_over_devices
 from recipe_lib.encoders.chunks import in_chunks, resting_statistics
 from recipe_lib.encoders.recipe import RecipeFeatures
 from recipe_lib.losses import category_loss
@@ -104,7 +105,12 @@ class Game(System):
         figures = {f"game_{name}_real": logits.detach().sigmoid().mean() for name, logits in told.items()}
         step.log(figures | {"game_spread": spread(still.painted.pictures, photos)})
         loss = told_as(real, True).mean() + told_as(fake, False).mean()
-        return {"discriminator": loss if kind is None else loss + category_loss(kind, step.batch.category)}
+        if kind is None:
+            return {"discriminator": loss}
+        # A mean over the labelled rows of all devices, of which this one has its share.
+        labelled = (step.batch.category >= 0).sum()
+        share = labelled / mean_over_devices(labelled).clamp(1e-12)
+        return {"discriminator": loss + share * category_loss(kind, step.batch.category)}
 
     @torch.no_grad()
     def still(self, step: Step) -> Still:
@@ -175,6 +181,10 @@ def spread(painted: Tensor, photos: Tensor) -> Tensor:
 
 
 def balanced(a: Tensor, b: Tensor) -> Tensor:
-    """Sum of two losses, the larger one scaled down to the value of the other, as ACME's code does."""
-    low = torch.minimum(a, b).detach()
-    return sum(loss * (low / loss.detach().clamp(1e-12)) for loss in (a, b))
+    """Sum of two losses, the larger one scaled down to the value of the other, as ACME's code does.
+
+    Their values are those of all devices, so that all scale alike.
+    """
+    values = [mean_over_devices(loss.detach()) for loss in (a, b)]
+    low = torch.minimum(*values)
+    return sum(loss * (low / value.clamp(1e-12)) for loss, value in zip((a, b), values, strict=True))

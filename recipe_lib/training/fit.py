@@ -410,7 +410,7 @@ def fit(
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     watching = EpochProgress(config.epochs, lambda: checkpoint.history)
     trainer = make_trainer(config, folder, [checkpoint, watching], make_logger(config.logger, folder))
-    with warnings.catch_warnings(), stop:
+    with warnings.catch_warnings():
         # "does not have many workers": the number of workers is a parameter of the run.
         warnings.simplefilter("ignore", PossibleUserWarning)
         # Lightning's own use of torch: nothing that a reader of the notebook could act on.
@@ -419,13 +419,15 @@ def fit(
         if resume:  # worker processes draw their first batches before Lightning says which epoch it is
             epoch, step = place(resume)
             loaders[0].sampler.set_epoch(epoch, step)
-        trainer.fit(task, *loaders, ckpt_path=resume, weights_only=True)
+        with stop:  # from the first step on there is something to save
+            trainer.fit(task, *loaders, ckpt_path=resume, weights_only=True)
     close(trainer.logger)
     history = pd.DataFrame(checkpoint.history)
     if trainer.is_global_zero:
         system.load_state_dict(checkpoint.best | system.frozen_state())
         save_system(system, folder, kept)
         atomic_write_text(folder / "history.csv", history.to_csv(index=False))
+    stop.obey()  # a signal that came after the last step
     return history
 
 

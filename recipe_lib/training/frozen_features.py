@@ -39,21 +39,22 @@ def with_features(system: System, dataset: StudyDataset, precision: str = "32-tr
     views = system.config.frozen_views if dataset.augment else 1
     if system.config.frozen_views and dataset.split.sha256:
         shares = (0.0, 1.0) if dataset.swap else (0.0,)
-        dataset.features = [_features(system.image_encoder, dataset, views, share, precision) for share in shares]
+        dataset.features = [_features(system, dataset, views, share, precision) for share in shares]
     return dataset
 
 
 @torch.no_grad()
-def _features(encoder: nn.Module, dataset: StudyDataset, views: int, swap: float, precision: str) -> np.ndarray:
+def _features(system: System, dataset: StudyDataset, views: int, swap: float, precision: str) -> np.ndarray:
     """(pairs, views, C, h, w) float16 on the disk: view v is what the dataset would draw in epoch v with seed 0."""
-    drawn, split = copy(dataset), dataset.split
+    drawn, split, encoder = copy(dataset), dataset.split, system.image_encoder
     drawn.seed, drawn.swap = 0, swap
     drawing = [drawn.crop, drawn.augment, drawn.choose, drawn.policy and drawn.policy.name]
     if swap:
         drawing += [drawn.swap_radius, split.extras.get("segments", {}).get("sha256")]
     weights = weights_digest({name: x for name, x in encoder.state_dict().items() if not name.startswith("fc.")})
     code = code_digest(StudyDataset, type(encoder))
-    path = frozen_dir() / f"{split.name}-{digest([split.sha256, views, precision, drawing, weights, code])}.npy"
+    model = [system.config.image_model, list(system.config.image_model_args)]  # what no weight tells, as a stride
+    path = frozen_dir() / f"{split.name}-{digest([split.sha256, views, precision, drawing, model, weights, code])}.npy"
     with _one_writer(path):
         if not path.is_file():
             _write(encoder.to(devices.device()).eval(), drawn, views, precision, path)

@@ -75,6 +75,20 @@ def test_each_sentence_is_read_once_by_whatever_process(model, monkeypatch):
         third.encode_sentences("title", tokens)
 
 
+def test_of_two_processes_that_read_a_sentence_at_once_both_take_what_the_first_wrote(model, monkeypatch):
+    first, second = (SentenceRecipeEncoder(model, 8, layers=1, heads=2, feedforward=8) for _ in range(2))
+    one, other = padded([2, 4, 3]), padded([2, 4, 3], [2, 5, 3])
+    second._memory = sentence.Memory(second.reader, second.dim)  # has looked before the first one wrote
+    vector = first.encode_sentences("title", one)
+    own = second._read
+    monkeypatch.setattr(second, "_read", lambda tokens: own(tokens) * np.float16(0.5))  # other last digits
+    both = second.encode_sentences("title", other)
+    assert torch.equal(both[0], vector[0]) and not torch.equal(both[1], vector[0])
+    assert first._memory.path.stat().st_size == 2 * (16 + 2 * 16), "and no sentence is there twice"
+    third = SentenceRecipeEncoder(model, 8, layers=1, heads=2, feedforward=8)
+    assert torch.equal(third.encode_sentences("title", other), both)
+
+
 def test_batches_of_sentences_do_not_change_them(model, monkeypatch):
     tokens = torch.from_numpy(np.random.default_rng(0).integers(4, 9, (30, 7)))
     for row, length in zip(tokens, torch.arange(30) % 6 + 1, strict=True):

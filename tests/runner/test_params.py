@@ -293,6 +293,8 @@ def test_the_shared_empty_file(schema):
         ("word_vectors: 64", "word_vectors are for methods with LSTMs"),
         ("word_vectors: 64\nmethod: je\ncategories: 9", "which take recipe_dim numbers"),
         ("frozen_epochs: 1\nmethod: dar\ntext_tokens: clip", "are for backbones of timm"),
+        ("alternate: [1, 2]", "alternate is for methods without texts alone"),
+        ("alternate: [1, 2]\nmethod: acme\ntext_tokens: names", "alternate is for methods without texts alone"),
         ("segments: 4", "segments by variants that swap context"),
         ("descriptions: true", "read by method dar"),
         ("method: dar\ntext_tokens: clip\npretrained: true", "have weights where both"),

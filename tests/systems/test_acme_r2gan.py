@@ -45,6 +45,15 @@ def step_of(batch, player="main", figures=None, chunk=0):
     return Step(batch, loss, lambda _: 1.0, lambda *parts: parts, log, player=player, chunk=chunk, shared={})
 
 
+def test_the_head_does_not_wait_with_a_frozen_backbone(tiny_config):
+    system = fresh(tiny_config, "acme")
+    system.train_parts(backbone=False, rest=True)
+    assert all(part.training for part in system.image_encoder.fc.modules()), "its statistics belong to it"
+    assert not any(part.training for part in system.image_encoder.backbone.modules())
+    system.train_parts(backbone=True, rest=False)
+    assert not system.image_encoder.fc.training and system.image_encoder.backbone.training
+
+
 @pytest.mark.parametrize("method", ARGS)
 @pytest.mark.parametrize("chunk", [0, 3])
 def test_gradients_stay_with_the_player_whose_turn_it_is(tiny_config, batch, method, chunk):

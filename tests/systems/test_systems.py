@@ -59,6 +59,18 @@ def test_every_variant_starts_where_the_baseline_stopped(baseline, batch, name):
     assert (images.logits is not None) == VARIANTS[name].classifier
 
 
+def test_a_users_part_is_taken_over_whatever_its_name_begins_with(tiny_config, baseline, monkeypatch):
+    def mine(*args):
+        torch.manual_seed(5)
+        system = build(*args)
+        system.prior_net = torch.nn.Linear(2, 2)
+        return system
+
+    monkeypatch.setattr("recipe_lib.systems.attach.build", mine)
+    baseline.prior_net = torch.nn.Linear(2, 2)
+    assert torch.equal(grown(baseline, "marginal").prior_net.weight, baseline.prior_net.weight)
+
+
 def test_a_recipes_own_ingredients_are_its_z(baseline, batch):
     system = grown(baseline, "two_sided")
     recipes, wv = torch.zeros(len(batch.labels), system.config.embed_dim), system.adjustment.value

@@ -77,6 +77,10 @@ def test_they_are_made_once_for_the_photos_and_the_weights(system, tiny_store, o
     next(system.image_encoder.backbone.parameters()).data += 1
     assert file() != first
     assert with_features(system, StudyDataset(split, 40)).features[0].filename not in (first, file())
+    weights = system.state_dict()
+    strided = build(replace(system.config, image_model_args=("output_stride: 16",)))
+    strided.load_state_dict(weights)  # the same weights, other maps
+    assert with_features(strided, StudyDataset(split, 48)).features[0].filename != file()
 
 
 def test_training_on_them_never_runs_the_backbone(system, tiny_store, tmp_path, monkeypatch):
