@@ -128,5 +128,8 @@ VARIANTS: dict[str, Debiasing] = {
         hard_negatives=1.0,
         mining="hardest",
     ),
+    "swap_hard_visible_no_z": Debiasing(
+        classifier=True, classifier_scale=3.0, visible=True, context_swap=0.5, hard_negatives=1.0, mining="hardest"
+    ),
     "swap_debiased": Debiasing(classifier=True, weights="classifier", context_swap=0.5),
 }
