@@ -13,6 +13,7 @@ from scipy.stats import spearmanr
 from recipe_lib.data.store import study_store
 from recipe_lib.evaluation.comparisons import compare, recall_intervals
 from recipe_lib.evaluation.evidence import CONTROL, Grid, over_seeds
+from recipe_lib.evaluation.study import ZERO_SHOT
 from recipe_lib.paths import study_dir
 from recipe_lib.systems.base import parameter_table
 from recipe_lib.systems.saving import load_system
@@ -54,7 +55,9 @@ def gains(grid: Grid, splits: tuple[str, ...] = ("iid", "do_context"), k: int = 
     rows = []
     for method in grid.worlds:
         ranks = grid.ranks(method)
-        trained = [v for v in ranks["variant"].unique() if v not in ("baseline", CONTROL) and not set("@+") & set(v)]
+        trained = [
+            v for v in ranks["variant"].unique() if v not in ("baseline", CONTROL, ZERO_SHOT) and not set("@+") & set(v)
+        ]
         present = [split for split in splits if (ranks["split"] == split).any()]
         for variant, split, direction in product(trained, present, ("i2r", "r2i")):
             row = compare(ranks, variant, CONTROL, split=split, direction=direction, k=k, own_queries=True)
