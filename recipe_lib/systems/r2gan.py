@@ -6,7 +6,7 @@ turns are reconstructions (generator and discriminator are ACME's, the rest is s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, ClassVar, NamedTuple
 
@@ -65,9 +65,12 @@ class R2GAN(Game, Recurrent):
         """Embeddings (B, D) of each side -> pictures (B, 3, S, S) of each."""
         return tuple(self.objectives["generator"](x).pictures for x in (image, recipe))
 
-    def reconstruction(self, *pictures: Tensor) -> Tensor:
-        """(B,) half the mean squares of photo - picture of the photo - that of the recipe, in features and pixels."""
-        features = [self.objectives["discriminator"].features(x) for x in pictures]
+    def reconstruction(self, pictures: Sequence[Tensor], features: Sequence[Tensor] = ()) -> Tensor:
+        """(B,) half the mean squares of photo - picture of the photo - that of the recipe, in features and pixels.
+
+        `features` are the discriminator's of the pictures, where they are at hand.
+        """
+        features = features or [self.objectives["discriminator"].features(x) for x in pictures]
         kinds = (1.0, features), (self.args["pixels"], pictures)
         return sum(w / 2 * (a - b).float().square().flatten(1).mean(1) for w, x in kinds for a, b in pairwise(x))
 
@@ -79,7 +82,7 @@ class R2GAN(Game, Recurrent):
             return made
         pictures = self.paint_both(made.image.embedding, made.sides["recipe"])
         photos = as_pictures(batch.images, self.args["picture"]).to(pictures[0].dtype)
-        rows = {"reconstruction": self.args["reconstruction"] * self.reconstruction(photos, *pictures)}
+        rows = {"reconstruction": self.args["reconstruction"] * self.reconstruction([photos, *pictures])}
         sides = {name: x.flatten(1) for name, x in zip(self.pairs["image_space"], pictures, strict=True)}
         return made._replace(sides=made.sides | sides, rows=rows)
 
@@ -128,7 +131,9 @@ class R2GAN(Game, Recurrent):
 
     def _generator(self, seen: Seen, _: nn.Module) -> Tensor:
         """To be taken for photos, and for pictures of the other side; and the reconstruction."""
-        painted = self.paint_both(seen.image, seen.recipe)
-        real = sum(told_as(self.objectives["discriminator"](x), True) for x in painted)
-        other = sum(told_as(self.objectives["origin"](x), kind) for x, kind in zip(painted, (False, True), strict=True))
-        return (real + other) / 2 + self.args["reconstruction"] * self.reconstruction(seen.photos, *painted)
+        pictures = [seen.photos, *self.paint_both(seen.image, seen.recipe)]
+        discriminator, origin = (self.objectives[name] for name in ("discriminator", "origin"))
+        features = [discriminator.features(x) for x in pictures]
+        real = sum(told_as(discriminator.judge(x), True) for x in features[1:])
+        other = sum(told_as(origin(x), kind) for x, kind in zip(pictures[1:], (False, True), strict=True))
+        return (real + other) / 2 + self.args["reconstruction"] * self.reconstruction(pictures, features)
