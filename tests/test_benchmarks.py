@@ -18,7 +18,7 @@ from recipe_lib.retrieval.metrics import evaluate
 from recipe_lib.systems.registry import build
 from recipe_lib.systems.saving import load_system
 from recipe_lib.training.fit import TrainingConfig, train
-from tests.benchmarks import gpu, pretrained
+from tests.benchmarks import gpu, pretrained, scale
 from tests.benchmarks.gpu import GROUPS, Case
 
 ROOT = Path(__file__).parents[1]
@@ -43,6 +43,12 @@ def small(case: Case) -> Case:
     if "chunk" in gpu.parameters(case):
         options["chunk"] = min(2, gpu.parameters(case)["chunk"])
     return replace(case, options=options, backend="eager")  # dynamo alone: a test waits for no compiler
+
+
+def test_products_of_a_step_are_resnet_50s_and_two_recipes_more():
+    """ResNet-50 is known for 4.1e9 multiplications per photo of 224 pixels: 8.2e9 operations, thrice with backward."""
+    paired, texts = (scale.teraflops(Case("H-T", text_only=text)) for text in (False, True))
+    assert paired - texts / 2 == pytest.approx(3 * 8.2e-3, rel=0.05)
 
 
 @pytest.mark.parametrize("group", GROUPS)

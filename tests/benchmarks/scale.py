@@ -3,7 +3,8 @@
     python -m tests.benchmarks.scale [--train 50000] [--test 50000] [--folder DIR]
 
 One epoch of the small default encoders; bags of 1,000 candidates up to the whole test split. Says seconds and highest
-memory of each stage, the ranks by number of candidates, and what the same speeds would mean for Recipe1M.
+memory of each stage, the ranks by number of candidates, and what the same speeds would mean for Recipe1M; for GPUs, an
+estimate from counted products and assumed shares of an H100's speed (`on_h100`), until `bench gpu` has measured one.
 """
 
 from __future__ import annotations
@@ -20,11 +21,14 @@ from itertools import takewhile
 from pathlib import Path
 
 import pandas as pd
+from torch.utils.flop_counter import FlopCounterMode
 
 from recipe_lib.data.recipe import Recipe
 from recipe_lib.kitchen.model import KitchenConfig, cook
+from tests.benchmarks.gpu import Case, make_system, parameters, random_batch
 from tests.layouts import write_recipe1m
 
+H100 = 989.0  # TFLOP/s of its tensor cores in 16 bits, without sparsity (NVIDIA's data sheet, SXM)
 RECIPE1M = {"train": 238_408, "val": 51_119, "test": 51_304}  # pairs
 
 
@@ -50,11 +54,50 @@ def study(folder: Path, pairs: Path, bags: list[int]) -> Path:
     return folder / "scale"
 
 
+def teraflops(case: Case, pairs: int = 8) -> float:
+    """Products of one pair's step (or of a text-only step's share of it), forward and backward, in 1e12 operations.
+
+    Counted by torch at the sizes of the parameter files, a multiplication and an addition being two. Left out are what
+    is no convolution or matrix product, the pairs' similarities, and the optimizer.
+    """
+    values = parameters(case) | {"batch_size": pairs}
+    system = make_system(case, values)
+    batch = random_batch(case, system, values, seed=0)
+    with FlopCounterMode(display=False) as counter:
+        read = system.encode_recipes(batch.recipes).embedding.sum()
+        if not case.text_only:
+            read = read + system.encode_images(batch).embedding.sum()
+        read.backward()
+    return counter.get_total_flops() / pairs / 1e12
+
+
+def on_h100(pairs: int, share: float, epochs: int = 200) -> None:
+    """Print how long H-T's baseline and one variant take, 100 + 100 epochs, with the arithmetic.
+
+    Args:
+        pairs: of an epoch, each of which comes with two text-only recipes.
+        share: of the peak that is reached: an assumption. Small products and the decoding of photos keep it low.
+    """
+    paired, texts = (teraflops(Case("H-T", text_only=text)) for text in (False, True))
+    per_pair = paired + texts
+    print(f"\nH-T as in params/recipe1m.yaml: {paired:.3f} TFLOP per pair + {texts:.3f} for two text-only recipes")
+    print(
+        f"one H100 at {share:.0%} of {H100:g} TFLOP/s: {H100 * share / per_pair:,.0f} pairs/s (assumed, not measured)"
+    )
+    for devices, kept in ((1, 1.0), (8, 0.9)):
+        minutes = pairs * per_pair / (H100 * share * devices * kept) / 60
+        print(
+            f"{devices} H100, {kept:.0%} of linear: {pairs:,} x {per_pair:.3f} / ({H100:g} x {share:g} x {devices} x"
+            f" {kept:g}) / 60 = {minutes:.2f} min per epoch; {epochs} epochs {minutes * epochs / 60:.1f} h"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", type=int, default=50_000)
     parser.add_argument("--val", type=int, default=1_000)
     parser.add_argument("--test", type=int, default=50_000)
+    parser.add_argument("--share", type=float, default=0.1, help="of an H100's peak, assumed; default %(default)s")
     parser.add_argument("--folder", type=Path, help="where to write; default: a temporary folder, deleted at the end")
     args = parser.parse_args()
     folder = args.folder or Path(tempfile.mkdtemp(prefix="scale-"))
@@ -80,7 +123,7 @@ def main() -> None:
         print(f"\npreparation: {prepared:,.0f} pairs/s; {all_pairs:,} pairs of 64 pixels {minutes:.0f} min")
         print(f"an epoch of the small encoders: {trained:,.0f} pairs/s;", end=" ")
         print(f"{RECIPE1M['train']:,} pairs of the same size {RECIPE1M['train'] / trained / 60:.0f} min here")
-        print("Recipe1M on GPUs: pairs / (devices x pairs/s of one, `bench gpu` on yours) per epoch, 100 + 100 epochs")
+        on_h100(RECIPE1M["train"], args.share)
         assert rows["medr"].is_monotonic_increasing, "among more candidates the median rank can only grow"
     finally:
         if not args.folder:
