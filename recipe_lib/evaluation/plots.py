@@ -89,10 +89,10 @@ def forest(ax: Axes, comparisons: Sequence[dict], label: str = "{a} - {b}, {spli
             ax.errorbar(value, y, xerr=error, fmt="o", ms=4, lw=1.5, color=colour, label=word.removesuffix(" from"))
     ax.axvline(0, color="#1a1a1a", lw=0.8)
     ax.set_yticks(heights, [label.format_map(row) for row in rows], fontsize=7)
-    ax.set_ylim(-0.6, len(rows) - 0.4)
+    ax.set_ylim(-0.6, len(rows) + 0.4)  # the legend has a row of its own, above all intervals
     ax.grid(axis="x", alpha=0.3)
     ax.set(title=rows[0]["direction"], xlabel="difference of R@1")
-    ax.legend(fontsize=7, loc="best")
+    ax.legend(fontsize=7, loc="upper center", ncols=len(STANDINGS), framealpha=1, edgecolor="none", borderaxespad=0.1)
 
 
 def frontier(ax: Axes, table: pd.DataFrame, x: str, y: str) -> None:
