@@ -126,8 +126,8 @@ def sentence(row: dict) -> str:
     names = row["a"] if row["a"] == row["b"] else f"{row['a']} {standing(row)} {row['b']}"
     seeds = f"{row['seeds']} seed{'s' * (row['seeds'] > 1)}"
     return (
-        f"{names}: {row['direction']} {row['metric']} {row['difference']:+.3f} "
-        f"[{row['low']:+.3f}, {row['high']:+.3f}] on {where}, {seeds}"
+        f"{names}: {row['direction']} {row['metric']} {row['difference']:+z.3f} "
+        f"[{row['low']:+z.3f}, {row['high']:+z.3f}] on {where}, {seeds}"
         + (": another seed could differ" if row["seeds"] < SEEDS else "")
     )
 

@@ -156,7 +156,7 @@ def claims(differences: pd.DataFrame, variants: Sequence[str]) -> str:
     for variant in variants:
         rows = differences[(differences["a"] == variant) & (differences["direction"] == "i2r")]
         parts = [
-            f"{row.split} {row.difference:+.3f} [{row.low:+.3f}, {row.high:+.3f}] ({row.relative:+.0%})"
+            f"{row.split} {row.difference:+z.3f} [{row.low:+z.3f}, {row.high:+z.3f}] ({row.relative:+z.0%})"
             for row in rows.itertuples()
         ]
         lines.append(f"{variant}: " + "; ".join(parts))

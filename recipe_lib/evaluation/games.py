@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -25,15 +24,18 @@ CURVES = {
 PLAYERS = "^(?:critic|discriminator|origin|generator|game_.*)$"  # columns of a history that are no loss of the encoders
 
 
-def curves(axes: Sequence[Axes], history: pd.DataFrame) -> None:
-    """Each player's figures by epoch, one of `axes` for each of `CURVES`."""
-    for ax, (title, names) in zip(axes, CURVES.items(), strict=True):
-        for name in (name for name in names if name in history):
+def curves(history: pd.DataFrame) -> Figure:
+    """Each player's figures by epoch; of `CURVES` the axes for which this game has any."""
+    drawn = {title: [name for name in names if name in history] for title, names in CURVES.items()}
+    drawn = {title: names for title, names in drawn.items() if names}
+    fig, axes = plt.subplots(1, len(drawn), figsize=(4.3 * len(drawn), 3.2), layout="constrained", squeeze=False)
+    for ax, (title, names) in zip(axes[0], drawn.items(), strict=True):
+        for name in names:
             ax.plot(history["epoch"], history[name], "o-", ms=3, label=name.removeprefix("game_").replace("_", " "))
         ax.axhline(0, color="#8c8c8c", lw=0.5)
         ax.set(xlabel="epoch", title=title)
-        if len(ax.lines) > 1:
-            ax.legend(frameon=False, fontsize=8)
+        ax.legend(frameon=False, fontsize=8)
+    return fig
 
 
 def pictures(system: System, split: Split, rows: np.ndarray, crop: int) -> dict[str, Tensor]:

@@ -28,8 +28,7 @@ def test_pictures_beside_photos(tiny_store, tiny_config, arguments, rows):
 
 def test_each_players_curves():
     history = pd.DataFrame({"epoch": [1, 2], "retrieval": 1.0, "critic": [0.0, -1.0], "game_gap": [1.0, 2.0]})
-    fig, axes = plt.subplots(1, 3)
-    games.curves(axes, history)
-    assert [[line.get_label() for line in ax.lines][:-1] for ax in axes] == [["critic", "gap"], [], []]
+    fig = games.curves(history)
+    assert [[line.get_label() for line in ax.lines][:-1] for ax in fig.axes] == [["critic", "gap"]]
     assert history.columns.str.contains(games.PLAYERS).tolist() == [False, False, True, True]
     plt.close(fig)
