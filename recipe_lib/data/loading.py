@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import islice
@@ -18,6 +19,8 @@ from recipe_lib.data.context import Window, discs, stored_dish, swap_context
 from recipe_lib.data.images import RandAugment, centre, decode_jpeg
 from recipe_lib.data.store import Split, padded
 from recipe_lib.data.text import PAD
+
+GRACE = 30  # seconds that a loader's process lives on after SIGTERM
 
 
 @dataclass
@@ -382,6 +385,11 @@ class InOrder(Sampler[Draw]):
             yield Draw(self.rows[start : start + self.batch_size], True, 0)
 
 
+def _outlive_the_signal(_: int) -> None:
+    """A worker goes on for a while after SIGTERM: where a whole job gets it, the trainer still writes its checkpoint."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
+
+
 def loader(dataset: StudyDataset, sampler: Sampler[Draw], workers: int = 0) -> DataLoader:
     """A DataLoader whose samples are whole batches."""
     return DataLoader(
@@ -391,6 +399,7 @@ def loader(dataset: StudyDataset, sampler: Sampler[Draw], workers: int = 0) -> D
         num_workers=workers,
         pin_memory=devices.device() == "cuda",
         persistent_workers=workers > 0,
+        worker_init_fn=_outlive_the_signal,
         # Its own: from the global one it would draw a number per epoch, and a resumed run would drop out other units.
         generator=torch.Generator(),
     )

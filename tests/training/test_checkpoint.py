@@ -149,7 +149,7 @@ def test_the_minutes_are_no_part_of_what_a_training_is(tiny_store, tiny_config):
 
 
 SIGNALLED = """
-import json, os, signal, sys
+import json, os, signal, subprocess, sys, time
 from pathlib import Path
 import torch
 from recipe_lib.data.store import Store
@@ -162,7 +162,9 @@ data, config, training, out, number = sys.argv[1:]
 def due(self, step, calls=[]):
     calls.append(step)
     if len(calls) == 15:  # the third step of the second epoch
-        os.kill(os.getpid(), int(number))
+        # The loader's processes too, and by another process than the trainer, as Slurm does.
+        subprocess.run(["kill", f"-{number}", "--", f"-{os.getpgid(0)}"], start_new_session=True)
+        time.sleep(2)  # of processes that it killed the trainer hears meanwhile
     return False
 EpochCheckpoint.due = due
 torch.manual_seed(0)
@@ -171,11 +173,12 @@ train(system, Store(Path(data)), TrainingConfig(**json.loads(training)), Path(ou
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
-def test_a_signal_writes_a_checkpoint_and_then_kills(tiny_store, tiny_config, tmp_path, number):
-    values = [str(tiny_store.folder), json.dumps(tiny_config.to_dict()), json.dumps(asdict(CONFIG))]
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGUSR1, 2), (signal.SIGTERM, 2), (signal.SIGTERM, 0)])
+def test_a_signal_writes_a_checkpoint_and_then_kills(tiny_store, tiny_config, tmp_path, number, workers):
+    training = json.dumps(asdict(replace(CONFIG, num_workers=workers)))
+    values = [str(tiny_store.folder), json.dumps(tiny_config.to_dict()), training]
     command = [sys.executable, "-c", SIGNALLED, *values, str(tmp_path / "cut"), str(int(number))]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, start_new_session=True)
     assert done.returncode == -number, done.stderr[-2000:]
     assert "stopped by a signal; last.ckpt is written" in done.stdout
     assert place(tmp_path / "cut/last.ckpt") == (1, 4), (
