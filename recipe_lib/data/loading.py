@@ -386,7 +386,7 @@ class InOrder(Sampler[Draw]):
 
 
 def _outlive_the_signal(_: int) -> None:
-    """A worker goes on for a while after SIGTERM: where a whole job gets it, the trainer still writes its checkpoint."""
+    """A worker goes on for a while after SIGTERM: where a whole job gets it, its trainer still writes a checkpoint."""
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
 
 
