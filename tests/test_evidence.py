@@ -34,7 +34,7 @@ def outputs(tmp_path_factory) -> Path:
 
 
 def grid(folder: Path):
-    options = {"seeds": [1, 2], "variants": VARIANTS, "epochs": 1, "debias_epochs": 1, "bags": 1}
+    options = {"seeds": [1, 2], "variants": VARIANTS, "epochs": 1, "debias_epochs": 1, "bags": 1, "beside": ["smoke"]}
     pairs = [part for key, value in options.items() for part in ("-p", key, json.dumps(value))]
     return run(folder, "params/smoke.yaml", *pairs, "--jobs", "2")
 
@@ -55,7 +55,14 @@ def test_notebook_6_holds_every_variant_against_the_control(outputs):
     assert set(table["a"]) == set(VARIANTS) - {"equal_compute"} and set(table["b"]) == {"equal_compute"}
     assert set(table["direction"]) == {"i2r", "r2i"} and (table["seeds"] == 2).all()
     figures = {path.name for path in folder.glob("*.png")}
-    assert figures == {"evidence.png", "frontier.png", "label_quality.png", "term_size.png", "bias.png"}
+    drawn = {"evidence.png", "frontier.png", "label_quality.png", "term_size.png", "bias.png", "other_worlds.png"}
+    assert figures == drawn
+    beside = pd.read_csv(folder / "other_worlds.csv").merge(
+        table, left_on=["variant", "split", "direction"], right_on=["a", "split", "direction"]
+    )
+    assert len(beside) == 15 and set(beside["world"]) == {"smoke"} and (beside["value"] == beside["difference"]).all()
+    measures = pd.read_csv(folder / "other_worlds_measures.csv")
+    assert {"context_pull", "near_duplicates_iid"} <= set(measures["measure"])
     assert len((folder / "claims.txt").read_text().splitlines()) == 5
     for cell in nbformat.read(outputs / "smoke/06_evidence.ipynb", as_version=4).cells:
         for output in cell.get("outputs", []):

@@ -124,6 +124,21 @@ def dots(ax: Axes, table: pd.DataFrame, chance: float | None = None) -> None:
     ax.grid(axis="x", alpha=0.3)
 
 
+def by_world(ax: Axes, table: pd.DataFrame) -> None:
+    """One number by world, a dot with its interval per variant: columns world, variant, value, low, high."""
+    worlds, variants = (list(dict.fromkeys(table[name])) for name in ("world", "variant"))
+    for i, variant in enumerate(variants):
+        rows = table[table["variant"] == variant]
+        y = -rows["world"].map(worlds.index) - 0.6 * (i + 0.5) / len(variants) + 0.3
+        error = np.abs(rows[["low", "high"]].to_numpy().T - rows["value"].to_numpy())
+        ax.errorbar(rows["value"], y, xerr=error, fmt="o", ms=4, lw=1.2, color=_colour(variant), label=variant)
+    ax.set_yticks(-np.arange(len(worlds)), worlds, fontsize=8)
+    ax.set_ylim(-len(worlds) + 0.4, 0.6)
+    for height in range(1, len(worlds)):
+        ax.axhline(0.5 - height, color="#d9d9d9", lw=0.6)
+    ax.grid(axis="x", alpha=0.3)
+
+
 def fall(ax: Axes, table: pd.DataFrame, splits: Sequence[str]) -> None:
     """Recall from split to split, a line per variant: columns variant, split, value, low, high."""
     variants = list(dict.fromkeys(table["variant"]))

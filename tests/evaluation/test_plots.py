@@ -49,3 +49,18 @@ def test_each_figure_shows_what_it_is_given():
     assert [t.get_text() for t in axes[6].texts] == names
     assert len(axes[7].lines) == 2
     plt.close("all")
+
+
+def test_worlds_stand_in_their_order_with_every_variant_in_its_row():
+    _, ax = plt.subplots()
+    rows = [("plain", "debiased", 0.1), ("calm", "debiased", 0.2), ("plain", "swap_hard", 0.3)]
+    table = pd.DataFrame(rows, columns=["world", "variant", "value"])
+    plots.by_world(ax, table.assign(low=table["value"] - 0.05, high=table["value"] + 0.1))
+    ticks = dict(zip((label.get_text() for label in ax.get_yticklabels()), ax.get_yticks(), strict=True))
+    assert list(ticks) == ["plain", "calm"] and ticks["plain"] > ticks["calm"]
+    points = {c.get_label(): c[0].get_xydata() for c in ax.containers}
+    assert {name: list(xy[:, 0]) for name, xy in points.items()} == {"debiased": [0.1, 0.2], "swap_hard": [0.3]}
+    assert list(abs(points["debiased"][:, 1] - [ticks["plain"], ticks["calm"]]) < 0.5) == [True, True]
+    low, high = ax.containers[0][2][0].get_segments()[1][:, 0]
+    assert (low, high) == (pytest.approx(0.15), pytest.approx(0.3))
+    plt.close("all")
