@@ -25,6 +25,7 @@ class Debiasing:
         context_swap: share of the training photos that get the surroundings of another photo: do(context) by
             construction; see `data.context`.
         swap_radius: of the disc that keeps its own pixels, lowest and highest, in shares of the photo's side.
+        swap_within: surroundings come from a photo of the same stratum, so they say what they said before: a placebo.
         stratified: share of the training batches drawn within one stratum, so that its negatives share z: P(R | I, z).
         hard_negatives: share of the training batches that bring recipes together which differ in few ingredients.
         mining: of the triplet loss, in place of the baseline's; see `losses.triplet`. A mean over all cells of a batch
@@ -45,6 +46,7 @@ class Debiasing:
     visible: bool = False
     context_swap: float = 0.0
     swap_radius: tuple[float, float] = (0.28, 0.44)
+    swap_within: bool = False
     stratified: float = 0.0
     hard_negatives: float = 0.0
     mining: str = ""
@@ -101,6 +103,7 @@ VARIANTS: dict[str, Debiasing] = {
     "context_swap_25": Debiasing(context_swap=0.25),
     "context_swap_75": Debiasing(context_swap=0.75),
     "context_swap_100": Debiasing(context_swap=1.0),
+    "swap_placebo": Debiasing(context_swap=0.5, swap_within=True),
     "stratified": Debiasing(stratified=0.5),
     "non_zero": Debiasing(mining="non_zero"),
     "hard_negatives": Debiasing(hard_negatives=1.0, mining="non_zero"),

@@ -2,7 +2,8 @@
 
 Where the surroundings of a training photo are drawn at random, they say nothing of its recipe any more: do(context) by
 construction, without a word on what the context is. What belongs to the dish is taken to be a disc about the centre, or
-the parts that are stored of the photo (`Split.foreground`).
+the mask that is stored with the segments of the photo (`Split.foreground`). Where a dish that lends is the larger one,
+its rim shows about the other: surroundings are swapped as they are, nothing is painted in.
 """
 
 from __future__ import annotations
@@ -48,13 +49,27 @@ def stored_dish(masks: np.ndarray, windows: Sequence[Window], otherwise: np.ndar
     return dish
 
 
-def swap_context(images: np.ndarray, dish: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+def swap_context(
+    images: np.ndarray,
+    dish: np.ndarray,
+    share: float,
+    rng: np.random.Generator,
+    strata: np.ndarray | None = None,
+) -> np.ndarray:
     """Give a share of the photos of a batch, drawn at random, the surroundings of other photos of it.
 
+    Args:
+        strata: of each photo, which lends within its own alone: surroundings then say what they said before, and what
+            is left is the augmentation (the placebo of do(context)).
+
     Shape:
-        images (B, H, W, 3) uint8; dish (B, H, W) bool, what stays -> (B, H, W, 3). No photo lends to itself.
+        images (B, H, W, 3) uint8; dish (B, H, W) bool, what stays; strata (B,) -> (B, H, W, 3). No photo lends to
+        itself, unless it is alone in its stratum.
     """
     chosen, order = rng.random(len(images)) < share, rng.permutation(len(images))
     lender = np.empty_like(order)
-    lender[order] = np.roll(order, 1)  # once round a random cycle: none keeps its own
+    of = np.zeros(len(order), int) if strata is None else strata[order]
+    for stratum in np.unique(of):
+        round_ = order[of == stratum]
+        lender[round_] = np.roll(round_, 1)  # once round a random cycle: none keeps its own
     return np.where((dish | ~chosen[:, None, None])[..., None], images, images[lender])

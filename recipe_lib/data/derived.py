@@ -264,12 +264,15 @@ def _photos(shard: Path, first_only: bool) -> Iterator[bytes]:
 
 
 def _segment(photos: list[bytes], n: int, size: int, find: Callable, rank: Rank | None) -> bytes:
-    """A line of JSON with the bytes of each photo's segments and where they lie together, then the segments."""
+    """A line of JSON with the bytes of each photo's segments and where its dish lies, then the segments."""
     decoded = [np.asarray(decode_jpeg(photo)) if photo else None for photo in photos]
     segments = iter(find([pixels for pixels in decoded if pixels is not None], n=n, rank=rank))
     parts = [[] if pixels is None else next(segments) for pixels in decoded]
     rows = [[to_jpeg(cut(p, segment, size), size) for segment in row] for p, row in zip(decoded, parts, strict=True)]
-    return _chunk(rows, [], [foreground(row).hex() for row in parts])
+    dishes = [
+        "" if pixels is None else foreground(pixels, row).hex() for pixels, row in zip(decoded, parts, strict=True)
+    ]
+    return _chunk(rows, [], dishes)
 
 
 def _chunk(rows: list[list[bytes]], skipped: list[str], dishes: list[str]) -> bytes:

@@ -177,7 +177,8 @@ class StudyDataset(Dataset):
             a number: batches hold the pixels of at most so many segments of each photo; 0: none.
         visible: batches hold the labels that show in the photo, where that is known.
         swap: share of the photos that get other surroundings; see `context`.
-        swap_radius: of the discs that keep their own pixels, where no parts are stored with the photos.
+        swap_radius: of the discs that keep their own pixels, where no mask of the dish is stored with the photos.
+        swap_strata: (pairs,) what surroundings are lent within; None: everywhere.
         features: (pairs, views, C, h, w) of a frozen backbone, and, with a swap, those of photos with other
             surroundings: batches hold a view of each in place of pixels; see `training.frozen_features`.
     """
@@ -198,13 +199,14 @@ class StudyDataset(Dataset):
         category: bool = False,
         swap: float = 0.0,
         swap_radius: tuple[float, float] = (0.28, 0.44),
+        swap_strata: np.ndarray | None = None,
         features: Sequence[np.ndarray] = (),
     ):
         self.split, self.text_only, self.crop, self.augment, self.seed = split, text_only, crop, augment, seed
         self.descriptions, self.segments, self.category = descriptions, segments, category
         self.policy, self.choose = RandAugment(policy) if policy else None, augment and not first_photo_only
         self.visible, self.swap, self.swap_radius = visible and split.knows_visible, swap, swap_radius
-        self.features = features
+        self.swap_strata, self.features = swap_strata, features
 
     def __len__(self) -> int:
         return len(self.split)
@@ -248,7 +250,8 @@ class StudyDataset(Dataset):
             dish = discs(len(images), self.crop, self.swap_radius, own)
             if self.split.foreground is not None:
                 dish = stored_dish(self.split.foreground[photos], windows, dish)
-            images = swap_context(images, dish, self.swap, own)
+            within = None if self.swap_strata is None else self.swap_strata[draw.rows]
+            images = swap_context(images, dish, self.swap, own, within)
         return torch.from_numpy(images).permute(0, 3, 1, 2), photos
 
     def _views(self, draw: Draw) -> tuple[Tensor, np.ndarray]:

@@ -156,7 +156,7 @@ class Split:
 
     @cached_property
     def foreground(self) -> np.ndarray | None:
-        """(photos, bytes) uint8: where the parts of each photo lie, bits of a square mask; None without parts."""
+        """(photos, bytes) uint8: where the dish of each photo lies, bits of a square mask; None without segments."""
         if "segments" not in self.extras:
             return None
         masks = self._table("foreground", "segments").to_pylist()

@@ -480,6 +480,7 @@ def _loaders(
     # Captions have no components for text-only recipes to train.
     wanted = hasattr(system, "projections") and config.weight("self_supervised") and TEXT_ONLY in store.card["recipes"]
     text = store.split(TEXT_ONLY) if wanted else None
+    grouped = strata(pairs, config.seed) if attached.stratified or attached.swap_within else None
     train_set = StudyDataset(
         pairs,
         config.crop_size,
@@ -494,6 +495,7 @@ def _loaders(
         visible=attached.reads_visible,
         swap=attached.context_swap,
         swap_radius=attached.swap_radius,
+        swap_strata=grouped if attached.swap_within else None,
     )
     val_set = StudyDataset(val, config.crop_size, visible=attached.reads_visible)
     share = {"rank": rank, "world": world}
@@ -503,7 +505,7 @@ def _loaders(
         config.batch_size,
         text_only=texts,
         seed=config.seed,
-        strata=strata(pairs, config.seed) if attached.stratified else None,
+        strata=grouped if attached.stratified else None,
         stratified=attached.stratified,
         nearest=neighbours(pairs) if attached.hard_negatives else None,
         hard=attached.hard_negatives,

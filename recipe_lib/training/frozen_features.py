@@ -51,6 +51,7 @@ def _features(system: System, dataset: StudyDataset, views: int, swap: float, pr
     drawing = [drawn.crop, drawn.augment, drawn.choose, drawn.policy and drawn.policy.name]
     if swap:
         drawing += [drawn.swap_radius, split.extras.get("segments", {}).get("sha256")]
+        drawing += [] if drawn.swap_strata is None else [drawn.swap_strata.tolist()]
     weights = weights_digest({name: x for name, x in encoder.state_dict().items() if not name.startswith("fc.")})
     code = code_digest(StudyDataset, type(encoder))
     model = [system.config.image_model, list(system.config.image_model_args)]  # what no weight tells, as a stride

@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
+import torch
 
+from recipe_lib.data.batches import strata
 from recipe_lib.data.context import Window, discs, stored_dish, swap_context
 from recipe_lib.data.loading import Draw, StudyDataset
 
@@ -29,6 +31,29 @@ def test_the_dish_keeps_its_pixels_and_the_rest_is_one_other_photos():
     assert (swap_context(images, dish, 1.0, np.random.default_rng(1)) == swapped).all()
     some = swap_context(np.repeat(images, 100, 0), np.zeros((600, 8, 8), bool), 0.3, rng)
     assert 0.2 < np.mean([(a != b).any() for a, b in zip(some, np.repeat(images, 100, 0), strict=True)]) < 0.4
+
+
+def test_a_placebo_lends_within_a_stratum_alone():
+    rng = np.random.default_rng(0)
+    images, strata = rng.integers(256, size=(9, 4, 4, 3), dtype=np.uint8), np.array([0, 1, 0, 2, 1, 0, 1, 0, 1])
+    swapped = swap_context(images, np.zeros((9, 4, 4), bool), 1.0, np.random.default_rng(1), strata)
+    lender = [int(np.flatnonzero((image == images).all((1, 2, 3)))[0]) for image in swapped]
+    assert sorted(lender) == list(range(9)) and (strata[lender] == strata).all()
+    assert [i for i, j in enumerate(lender) if i == j] == [3], "who is alone in a stratum keeps its own"
+    whole = swap_context(images, np.zeros((9, 4, 4), bool), 1.0, np.random.default_rng(1))
+    assert (whole == swap_context(images, np.zeros((9, 4, 4), bool), 1.0, np.random.default_rng(1), np.ones(9))).all()
+
+
+def test_surroundings_in_a_kitchen_stay_those_of_the_cuisine(tiny_store):
+    split = tiny_store.split("train")
+    cuisines, draw = strata(split, 1), Draw(np.arange(16), True, 0)
+    options = {"augment": True, "seed": 1, "swap": 1.0, "swap_radius": (0.1, 0.1)}
+    plain = StudyDataset(split, 48, augment=True, seed=1)[draw].images
+    placebo = StudyDataset(split, 48, swap_strata=cuisines, **options)[draw].images
+    lent = (placebo[:, None, :, 0, 0] == plain[None, :, :, 0, 0]).all(2).numpy()  # whose corner it may be
+    assert all(cuisines[draw.rows][row].tolist().count(c) for row, c in zip(lent, cuisines[draw.rows], strict=True))
+    free = StudyDataset(split, 48, **options)[draw].images
+    assert not torch.equal(free, placebo)
 
 
 def test_stored_masks_follow_crop_and_mirror():
@@ -61,7 +86,7 @@ def test_parts_that_are_stored_are_the_dish(clip_store, tiny_store, parts):
     split = (clip_store if parts else tiny_store).split("train")
     assert (split.foreground is not None) == parts
     if parts:
-        assert split.foreground.shape == (len(split), 32) and split.foreground.any(1).mean() > 0.5
+        assert split.foreground.shape == (len(split), 128) and split.foreground.any(1).mean() > 0.5
         draw = Draw(np.arange(8), True, 0)
         plain, swapped = (StudyDataset(split, 48, seed=1, swap=s)[draw].images for s in (0.0, 1.0))
         kept = (plain == swapped).all(1).float().mean((1, 2))

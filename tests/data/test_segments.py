@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from recipe_lib.data.images import decode_jpeg, read_image, to_jpeg
-from recipe_lib.data.segments import GREY, SamSegmenter, Segment, cut, superpixel_segments
+from recipe_lib.data.segments import CENTRE, GREY, GRID, SamSegmenter, Segment, cut, foreground, superpixel_segments
 from recipe_lib.kitchen.model import KitchenConfig, cook
 
 REAL = Path(__file__).parents[3] / "shared/data/real_recipes"
@@ -206,3 +206,37 @@ def test_a_sam_that_is_not_there_is_one_line(sam, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ConnectionError, match="some/sam: the Hugging Face hub does not answer"):
         SamSegmenter("some/sam")
+
+
+def dish_of(pixels, segments):
+    return np.unpackbits(np.frombuffer(foreground(pixels, segments), np.uint8)).reshape(GRID, GRID).astype(bool)
+
+
+def test_the_dish_is_whole_where_its_parts_have_holes():
+    pixels, plate = disc(0.35, size=128)
+    garnish = disc(0.2, size=128)[1] & ~disc(0.1, size=128)[1]
+    pixels = np.where(garnish[..., None], np.uint8([30, 140, 40]), pixels)
+    truth = disc(0.35, size=GRID)[1]
+    for segments in ([Segment(plate & ~garnish, 1.0)], superpixel_segments(pixels, n=1)):
+        dish = dish_of(pixels, segments)
+        assert (dish & truth).sum() > 0.9 * (dish | truth).sum()
+    corner = np.zeros(plate.shape, bool)
+    corner[:20, :20] = True
+    kept = dish_of(pixels, [Segment(plate, 1.0)])
+    assert (dish_of(pixels, [Segment(plate | corner, 1.0)]) == kept).all(), "a piece of the table says nothing"
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("level", [0, 128, 255])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 200), (64, 64)])
+def test_a_photo_of_one_colour_keeps_a_disc(shape, level):
+    dish = dish_of(np.full((*shape, 3), level, np.uint8), [])
+    away = np.hypot(*((np.mgrid[:GRID, :GRID] + 0.5) / GRID - 0.5))
+    assert dish[away < CENTRE].all() and 0.1 < dish.mean() < 0.3 and away[dish].max() < 0.4
+
+
+def test_plates_of_a_kitchen_keep_their_food_and_lose_their_table(dishes):
+    masks = np.array([dish_of(dish, superpixel_segments(dish, n=2)) for dish in dishes])
+    table = np.ones((GRID, GRID), bool)
+    table[3:-3, 3:-3] = False
+    assert masks[:, table].mean() < 0.1 and masks[:, 12:20, 12:20].mean() > 0.9 and 0.15 < masks.mean() < 0.75
