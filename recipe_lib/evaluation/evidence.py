@@ -54,12 +54,16 @@ class Grid:
         return pd.concat(frames, ignore_index=True)
 
     def measures(self, world: str = "") -> pd.DataFrame:
-        """What each study measured of its variants: variant, measure, value, seed."""
+        """What each study measured of its variants: variant, measure, value, seed.
+
+        Near-duplicates are near_duplicates_<split> from photo to recipe, near_duplicates_<split>_r2i the other way.
+        """
         frames = []
         for study, seed in zip(self._of(world), self._seeds(world), strict=True):
             metrics = json.loads((study_dir(study) / "metrics.json").read_text(encoding="utf-8"))
-            near = pd.DataFrame(metrics["near_duplicates"], columns=["variant", "split", "accuracy"])
-            near = near.assign(measure="near_duplicates_" + near["split"], value=near["accuracy"])
+            near = pd.DataFrame(metrics["near_duplicates"], columns=["variant", "split", "direction", "accuracy"])
+            suffix = near["direction"].map({"i2r": "", "r2i": "_r2i"})
+            near = near.assign(measure="near_duplicates_" + near["split"] + suffix, value=near["accuracy"])
             bias = pd.DataFrame(metrics["bias"], columns=["variant", "measure", "value"])
             frames.append(pd.concat([bias, near[["variant", "measure", "value"]]]).assign(seed=seed))
         return pd.concat(frames, ignore_index=True)

@@ -319,13 +319,17 @@ def near_duplicate_pairs(ids: Sequence[str], near_duplicates: Sequence[str]) -> 
     return np.array(pairs, np.int64).reshape(-1, 2)
 
 
-def near_duplicate_accuracy(images: Tensor, recipes: Tensor, pairs: np.ndarray) -> float | None:
-    """Share of the queries that stand nearer to their own recipe than to its near-duplicate; None without pairs."""
+def near_duplicate_accuracy(queries: Tensor, answers: Tensor, pairs: np.ndarray) -> float | None:
+    """Share of the queries that stand nearer to their own answer than to its near-duplicate; None without pairs.
+
+    Shape:
+        queries, answers (N, D): photos and recipes, or recipes and photos, row for row; pairs (P, 2).
+    """
     if not len(pairs):
         return None
     own, other = torch.from_numpy(pairs).T
     cosine = torch.nn.functional.cosine_similarity
-    return float((cosine(images[own], recipes[own]) > cosine(images[own], recipes[other])).double().mean())
+    return float((cosine(queries[own], answers[own]) > cosine(queries[own], answers[other])).double().mean())
 
 
 @torch.inference_mode()

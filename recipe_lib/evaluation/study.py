@@ -44,7 +44,7 @@ class StudyScores:
     results: pd.DataFrame  # COLUMNS, a row per variant, split, direction and number of candidates
     ranks: pd.DataFrame  # a row per query: system, variant, seed, split, direction, query, rank, cluster, test_set
     encoded: dict[tuple[str, str], Encoded]  # by system and split
-    near_duplicates: pd.DataFrame  # variant, split, accuracy; empty where none are known
+    near_duplicates: pd.DataFrame  # variant, split, direction, accuracy; empty where none are known
 
 
 def evaluate_study(
@@ -85,14 +85,17 @@ def evaluate_study(
                     scores, rank = score(key, *sides, candidates=candidates, bags=bags, seed=seed)
                     rows += scores
                     ranks.append(rank.assign(**marks))
-            share = near_duplicate_accuracy(own.embedding + own.z, own.recipes, pairs)
-            if share is not None:
-                accuracy.append({"variant": name, "split": split.name, "accuracy": share})
+            sides = own.embedding + own.z, own.recipes
+            for direction, (queries, answers) in (("i2r", sides), ("r2i", sides[::-1])):
+                share = near_duplicate_accuracy(queries, answers, pairs)
+                if share is not None:
+                    key = {"variant": name, "split": split.name, "direction": direction}
+                    accuracy.append(key | {"accuracy": share})
     return StudyScores(
         pd.DataFrame(rows)[COLUMNS],
         pd.concat(ranks, ignore_index=True),
         encoded,
-        pd.DataFrame(accuracy, columns=["variant", "split", "accuracy"]),
+        pd.DataFrame(accuracy, columns=["variant", "split", "direction", "accuracy"]),
     )
 
 

@@ -26,7 +26,8 @@ def grid(tmp_path, monkeypatch):
         ranks += [frame("better", "iid", hits["iid"], seed, f"set {seed}")]
         ranks += [frame("better", "do_context", more, seed, f"set {seed}")]
         pd.concat(ranks, ignore_index=True).to_parquet(folder / "ranks.parquet")
-        near = [{"variant": v, "split": "iid", "accuracy": 0.5 + 0.01 * seed} for v in ("equal_compute", "better")]
+        ways = [(v, d) for v in ("equal_compute", "better") for d in ("i2r", "r2i")]
+        near = [{"variant": v, "split": "iid", "direction": d, "accuracy": 0.5 + 0.01 * seed} for v, d in ways]
         pull = {"equal_compute": 0.3 + 0.01 * seed, "better": 0.1 + 0.01 * seed}
         bias = [{"variant": v, "measure": "context_pull", "value": x} for v, x in pull.items()]
         metrics = {"near_duplicates": near, "bias": bias, "classifier": {}}
@@ -57,6 +58,7 @@ def test_measures_are_paired_by_seed(grid):
     assert pull["value"] == pytest.approx(0.12) and pull["difference_value"] == pytest.approx(-0.2)
     assert pull["difference_low"] == pytest.approx(-0.2) and pull["low"] < 0.12 < pull["high"]
     assert summary.loc["near_duplicates_iid", "difference_value"] == 0
+    assert summary.loc["near_duplicates_iid_r2i", "value"] == pytest.approx(0.52)
 
 
 def test_an_interval_over_seeds_is_students(grid):

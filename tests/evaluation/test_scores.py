@@ -189,11 +189,32 @@ def test_a_classifier_that_names_nothing_scores_zero():
     assert (table.filter(regex="precision$|recall$|f1").drop(columns="macro_average_precision") == 0).all(axis=None)
 
 
+def test_near_duplicates_of_a_perfect_a_blind_and_a_system_that_sees_the_table_alone():
+    twin = np.repeat(np.arange(300), 2)  # recipes 2i and 2i + 1 differ in one ingredient
+    pairs = np.stack([np.arange(600), np.arange(600) ^ 1], 1)
+    dish = torch.nn.functional.one_hot(torch.from_numpy(twin)).float()
+    differs = torch.tensor([1.0, -1.0]).repeat(300)[:, None]
+    recipes = torch.cat([dish, 0.1 * differs], 1)
+    random = torch.Generator().manual_seed(0)
+    blind, table = torch.randn(600, 301, generator=random), torch.randn(10, 301, generator=random)
+    tables = table[torch.randint(10, (600,), generator=random)]
+    for queries, low, high in ((recipes, 1.0, 1.0), (blind, 0.44, 0.56), (tables, 0.44, 0.56)):
+        assert low <= near_duplicate_accuracy(queries, recipes, pairs) <= high
+    alike = torch.cat([dish, torch.zeros(600, 1)], 1)
+    assert near_duplicate_accuracy(alike, recipes, pairs) == 0, "a tie counts against the system"
+
+
 def test_near_duplicates():
     recipes = torch.eye(3)
     images = torch.tensor([[1.0, 0.2, 0.0], [0.9, 0.1, 0.0], [0.0, 0.0, 1.0]])
     pairs = near_duplicate_pairs(["a", "b", "c"], ["b", "a", ""])
     assert pairs.tolist() == [[0, 1], [1, 0]] and near_duplicate_accuracy(images, recipes, pairs) == 0.5
+    recipes, images = (
+        torch.tensor([[np.cos(a), np.sin(a)] for a in angles]) for angles in ([0, 0.7, 2], [0.3, 0.34, 2])
+    )
+    # Both photos lean to the first recipe; each recipe stands nearer to its own photo.
+    assert near_duplicate_accuracy(images, recipes, pairs) == 0.5
+    assert near_duplicate_accuracy(recipes, images, pairs) == 1.0
     none = near_duplicate_pairs(["a", "b", "c"], ["", "", "gone"])
     assert none.shape == (0, 2) and near_duplicate_accuracy(images, recipes, none) is None
 

@@ -51,6 +51,7 @@ def test_queries_of_a_near_duplicate_pair_are_one_cluster(scored, tiny_store):
         assert clusters[i] == min(i, other)
         paired += other != i
     assert paired >= 4 and set(study.near_duplicates["variant"]) == {"baseline", "oracle"}
+    assert set(study.near_duplicates["direction"]) == {"i2r", "r2i"} and len(study.near_duplicates) == 12
     assert study.ranks.groupby("split")["test_set"].nunique().eq(1).all() and study.ranks["test_set"].nunique() == 3
 
 
