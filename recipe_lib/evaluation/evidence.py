@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import stdtrit
 
+from recipe_lib.causal.debiasing import VARIANTS
 from recipe_lib.evaluation.comparisons import compare, compare_falls, labelled, recall_intervals
 from recipe_lib.paths import study_dir
 
@@ -40,10 +41,11 @@ class Grid:
         return list(dict.fromkeys(self.studies["world"]))
 
     def variants(self, world: str = "") -> list[str]:
-        """The trained systems of a world, without test-time controls and products of distances."""
-        study = self._of(world)[0]
+        """The trained systems of a world in the order of VARIANTS, without test-time controls and products."""
+        study, order = self._of(world)[0], ["baseline", *VARIANTS]
         names = pd.read_parquet(study_dir(study) / "ranks.parquet", columns=["variant"])["variant"].unique()
-        return [name for name in names if "@" not in name]
+        names = [name for name in names if "@" not in name]
+        return sorted(names, key=lambda name: order.index(name) if name in order else len(order))
 
     def ranks(self, world: str = "") -> pd.DataFrame:
         """The rank of every query of all seeds of a world; products of distances are variants (`labelled`)."""
@@ -147,6 +149,34 @@ def measured(measures: pd.DataFrame, variants: Sequence[str], control: str = CON
             row = {"variant": variant, "measure": measure} | over_seeds(table[measure, variant])
             less = over_seeds(table[measure, variant] - table[measure, control])
             rows.append(row | {f"difference_{name}": less[name] for name in less} | {"seeds": len(table)})
+    return pd.DataFrame(rows)
+
+
+def goals(
+    differences: pd.DataFrame, fallen: pd.DataFrame, summary: pd.DataFrame, variants: Sequence[str]
+) -> pd.DataFrame:
+    """Which variants reach what was asked for before the runs, photo to recipe: a column of yes or no per part of it.
+
+    Args:
+        differences: of `against_control`, from the equal-compute control.
+        fallen: of `falls`.
+        summary: of `measured`; without near-duplicates in it, that column is missing.
+    """
+    one = differences[(differences["metric"] == "recall_1") & (differences["direction"] == "i2r")]
+    one = one.set_index(["a", "split"])
+    fall = fallen[fallen["direction"] == "i2r"].set_index("variant")["fall"]
+    near = summary[summary["measure"] == "near_duplicates_iid"].set_index("variant")["value"] if len(summary) else {}
+    rows = []
+    for name in variants:
+        row: dict[str, object] = {"variant": name}
+        for split in ("do_context", "do_ingredients"):
+            if (name, split) in one.index:
+                row[f"{split}: +60 %"] = one.loc[(name, split), "low"] > 0 and one.loc[(name, split), "relative"] >= 0.6
+        row["iid: -.01"] = one.loc[(name, "iid"), "difference"] >= -0.01
+        row["fall halved"] = fall[name] <= fall[CONTROL] / 2
+        if name in near:
+            row["near-duplicates: .65"] = near[name] > 0.65
+        rows.append({key: value if key == "variant" else bool(value) for key, value in row.items()})
     return pd.DataFrame(rows)
 
 

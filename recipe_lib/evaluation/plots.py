@@ -95,9 +95,14 @@ def forest(ax: Axes, comparisons: Sequence[dict], label: str = "{a} - {b}, {spli
     ax.legend(fontsize=7, loc="upper center", ncols=len(STANDINGS), framealpha=1, edgecolor="none", borderaxespad=0.1)
 
 
-def frontier(ax: Axes, table: pd.DataFrame, x: str, y: str) -> None:
-    """Recall on one split against another's, a named point per variant: columns variant, split, value, low, high."""
+def frontier(ax: Axes, table: pd.DataFrame, x: str, y: str, *, path: Sequence[str] = ()) -> None:
+    """Recall on one split against another's, a named point per variant: columns variant, split, value, low, high.
+
+    Args:
+        path: variants that a line joins, in this order.
+    """
     sides = [table[table["split"] == split].set_index("variant") for split in (x, y)]
+    ax.plot(*(side.loc[list(path), "value"] for side in sides), color="#8c8c8c", lw=1)
     for i, variant in enumerate(sides[0].index):
         (a, b) = (side.loc[variant] for side in sides)
         error = [np.abs([[side["value"] - side["low"]], [side["high"] - side["value"]]]) for side in (a, b)]
@@ -113,14 +118,17 @@ def frontier(ax: Axes, table: pd.DataFrame, x: str, y: str) -> None:
     ax.grid(alpha=0.3)
 
 
-def dots(ax: Axes, table: pd.DataFrame, chance: float | None = None) -> None:
-    """One measure, a dot with its interval per variant, and where chance lies: variant, value, low, high."""
+def dots(ax: Axes, table: pd.DataFrame, chance: float | None = None, control: float | None = None) -> None:
+    """One measure, a dot with its interval per variant, where chance and the control lie: variant, value, low, high."""
     y = np.arange(len(table))[::-1]
     error = np.abs(table[["low", "high"]].to_numpy().T - table["value"].to_numpy())
     ax.errorbar(table["value"], y, xerr=error, fmt="o", ms=4, lw=1.2, color="#4c72b0")
     ax.set_yticks(y, table["variant"], fontsize=7)
+    ax.set_ylim(-0.6, len(table) - 0.4)
     if chance is not None:
         ax.axvline(chance, color="#8c8c8c", ls="--", lw=0.8)
+    if control is not None:
+        ax.axvline(control, color=COLOURS["equal_compute"], lw=0.8)
     ax.grid(axis="x", alpha=0.3)
 
 

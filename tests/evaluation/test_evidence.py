@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy.stats import t
 
-from recipe_lib.evaluation.evidence import Grid, against_control, claims, falls, measured, over_seeds
+from recipe_lib.evaluation.evidence import Grid, against_control, claims, falls, goals, measured, over_seeds
 from tests.evaluation.test_comparisons import frame
 
 
@@ -75,3 +75,28 @@ def test_what_is_not_finished_is_named(grid, tmp_path):
         Grid("e")
     with pytest.raises(ValueError, match="no such grid"):
         Grid("other")
+
+
+def test_goals_are_reached_or_missed_each_for_itself():
+    """One variant reaches all, one misses each part by a little; oracles and r2i have no say."""
+    better = {"do_context": (0.06, 0.01, 0.61), "do_ingredients": (0.06, 0.01, 0.61), "iid": (-0.009, -0.02, -0.02)}
+    worse = {"do_context": (0.06, -0.01, 0.61), "do_ingredients": (0.05, 0.01, 0.59), "iid": (-0.011, -0.02, -0.02)}
+    rows = [
+        {"a": a, "split": split, "metric": m, "direction": d, "difference": x[0], "low": x[1], "relative": x[2]}
+        for a, of in (("better", better), ("worse", worse))
+        for split, x in of.items()
+        for m, d in (("recall_1", "i2r"), ("recall_10", "i2r"), ("recall_1", "r2i"))
+    ]
+    fall = {"equal_compute": 0.2, "better": 0.1, "worse": 0.101}
+    fallen = pd.DataFrame([{"variant": v, "direction": "i2r", "fall": x} for v, x in fall.items()])
+    near = pd.DataFrame({"variant": list(fall), "measure": "near_duplicates_iid", "value": [0.9, 0.651, 0.65]})
+    reached = goals(pd.DataFrame(rows), fallen, near, ["better", "worse"]).set_index("variant")
+    assert reached.shape == (2, 5) and reached.loc["better"].all() and not reached.loc["worse"].any()
+    assert goals(pd.DataFrame(rows), fallen, pd.DataFrame(), ["better"]).shape == (1, 5)
+
+
+def test_an_interval_over_five_seeds_holds_the_mean_in_95_of_100():
+    rng = np.random.default_rng(0)
+    intervals = [over_seeds(rng.normal(0.3, 0.05, 5)) for _ in range(4000)]
+    covered = np.mean([i["low"] <= 0.3 <= i["high"] for i in intervals])
+    assert abs(covered - 0.95) < 0.012

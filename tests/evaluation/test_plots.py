@@ -64,3 +64,14 @@ def test_worlds_stand_in_their_order_with_every_variant_in_its_row():
     low, high = ax.containers[0][2][0].get_segments()[1][:, 0]
     assert (low, high) == (pytest.approx(0.15), pytest.approx(0.3))
     plt.close("all")
+
+
+def test_a_path_joins_its_variants_in_order_and_the_control_has_a_line():
+    _, (left, right) = plt.subplots(1, 2)
+    rows = [(v, s, x) for v, x in (("b", 0.1), ("a", 0.2), ("c", 0.3)) for s in ("iid", "do_context")]
+    table = pd.DataFrame(rows, columns=["variant", "split", "value"]).assign(low=0.0, high=0.5)
+    plots.frontier(left, table, "iid", "do_context", path=("a", "b"))
+    assert left.lines[0].get_xydata().tolist() == [[0.2, 0.2], [0.1, 0.1]]
+    plots.dots(right, table[table["split"] == "iid"], 0.5, 0.2)
+    assert [line.get_xdata()[0] for line in right.lines if len(set(line.get_xdata())) == 1] == [0.5, 0.2]
+    plt.close("all")
