@@ -5,7 +5,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from recipe_lib.evaluation.bias import context_probe, context_pull, ingredient_probe
+from recipe_lib.data.prepare import StoreConfig, prepare
+from recipe_lib.data.store import Store
+from recipe_lib.evaluation.bias import context_probe, context_pull, ingredient_probe, study_bias
+from recipe_lib.evaluation.scores import Encoded
+from recipe_lib.kitchen.looks import STYLES
+from recipe_lib.kitchen.model import CUISINES, KitchenConfig, cook
 
 N, C = 600, 5
 RNG = np.random.default_rng(0)
@@ -51,3 +56,31 @@ def test_ingredients_are_probed_group_by_group():
     labels = np.concatenate([LABELS, np.zeros((N, 1), bool)], 1)
     told = ingredient_probe(images, labels, {"shown": [0, 1, 2, 3], "hidden": [4, 5, 6, 7, 8], "absent": [8]})
     assert told["shown"] > 0.97 and abs(told["hidden"] - 0.5) < 0.06 and "absent" not in told
+
+
+def test_a_kitchens_truth_reaches_every_measure(tmp_path):
+    """Embeddings made of the truth itself: of the table, of the cuisine, of the ingredients that are salient."""
+    prepare(cook(KitchenConfig(train=96, val=8, test=400, text_only=0)), tmp_path / "data", StoreConfig(64, 2, 20))
+    store = Store(tmp_path / "data")
+    context, ingredients = store.split("do_context"), store.split("do_ingredients")
+    known = [(STYLES.index(t["style"]), list(CUISINES).index(t["cuisine"])) for t in context.truth]
+    table, cuisine = (F.one_hot(torch.tensor(numbers), len(STYLES)).float() for numbers in zip(*known, strict=True))
+    labels = torch.from_numpy(ingredients.label_matrix()).float()
+    salient = torch.tensor([
+        any(name in t["ingredients"] and t["visibility"][t["ingredients"].index(name)] == "salient"
+            for t in ingredients.truth) for name in store.classes.names
+    ])  # fmt: skip
+    logits, spread = torch.zeros_like(labels), 0.01 * noise(len(STYLES))[:400]
+    encoded = {
+        (name, split.name): Encoded(images, torch.zeros_like(images), recipes, labels, logits)
+        for name, split, images, recipes in (
+            ("table", context, table + spread, cuisine + spread.roll(1, 0)),
+            ("cuisine", context, cuisine + spread, cuisine + spread.roll(1, 0)),
+            ("salient", ingredients, labels * salient + 0.01 * noise(20)[:400], labels),
+        )
+    }
+    value = study_bias(encoded, store).set_index(["variant", "measure"])["value"]
+    assert value["table", "context_pull"] == pytest.approx(0.9, abs=0.05) and value["table", "context_probe"] > 0.98
+    assert abs(value["cuisine", "context_pull"]) < 0.05 and value["cuisine", "context_probe"] < 0.25
+    assert value["salient", "salient_ingredients_probe"] > 0.98
+    assert value["salient", "subtle_ingredients_probe"] < 0.65
