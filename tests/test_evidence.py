@@ -57,10 +57,11 @@ def test_notebook_6_holds_every_variant_against_the_control(outputs):
     figures = {path.name for path in folder.glob("*.png")}
     drawn = {"evidence.png", "frontier.png", "label_quality.png", "term_size.png", "bias.png", "other_worlds.png"}
     assert figures == drawn
-    beside = pd.read_csv(folder / "other_worlds.csv").merge(
-        table, left_on=["variant", "split", "direction"], right_on=["a", "split", "direction"]
+    keys = ["split", "direction", "metric"]
+    beside = pd.read_csv(folder / "other_worlds.csv").merge(table, left_on=["variant", *keys], right_on=["a", *keys])
+    assert (
+        len(beside) == 2 * 15 and set(beside["world"]) == {"smoke"} and (beside["value"] == beside["difference"]).all()
     )
-    assert len(beside) == 15 and set(beside["world"]) == {"smoke"} and (beside["value"] == beside["difference"]).all()
     measures = pd.read_csv(folder / "other_worlds_measures.csv")
     assert {"context_pull", "near_duplicates_iid"} <= set(measures["measure"])
     assert len((folder / "claims.txt").read_text().splitlines()) == 5
