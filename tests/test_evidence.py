@@ -19,6 +19,7 @@ VARIANTS = [
     "oracle_visible",
     "visible",
     "context_swap",
+    "swap_placebo",
     "stratified",
     "swap_hard",
 ]
@@ -64,7 +65,7 @@ def test_notebook_6_holds_every_variant_against_the_control(outputs):
     )
     measures = pd.read_csv(folder / "other_worlds_measures.csv")
     assert {"context_pull", "near_duplicates_iid"} <= set(measures["measure"])
-    assert len((folder / "claims.txt").read_text().splitlines()) == 5
+    assert len((folder / "claims.txt").read_text().splitlines()) == 6
     for cell in nbformat.read(outputs / "smoke/06_evidence.ipynb", as_version=4).cells:
         for output in cell.get("outputs", []):
             assert output.output_type != "error" and output.get("name") != "stderr", output

@@ -60,6 +60,12 @@ def test_photos_with_other_surroundings_are_views_too(system, tiny_store):
     assert np.array_equal(own, ~np.array(lent)) and 30 < sum(lent) < 66
     dataset.swap = 0.25  # another share takes the same views
     assert [x.filename for x in with_features(system, dataset).features] == [plain.filename, swapped.filename]
+    dataset.swap_strata = np.arange(96) // 2  # each photo has one lender, its pair
+    _, placebo = with_features(system, dataset).features
+    live.swap_strata = dataset.swap_strata
+    expected = system.image_encoder.features(live[Draw(np.arange(64), True, 0)].images).detach()
+    torch.testing.assert_close(torch.from_numpy(placebo[:64, 0]).float(), expected, atol=5e-3, rtol=5e-3)
+    assert placebo.filename != swapped.filename
 
 
 def test_they_are_made_once_for_the_photos_and_the_weights(system, tiny_store, outputs, monkeypatch):
