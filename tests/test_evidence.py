@@ -61,7 +61,7 @@ def test_notebook_6_holds_every_variant_against_the_control(outputs):
     keys = ["split", "direction", "metric"]
     beside = pd.read_csv(folder / "other_worlds.csv").merge(table, left_on=["variant", *keys], right_on=["a", *keys])
     assert (
-        len(beside) == 2 * 15 and set(beside["world"]) == {"smoke"} and (beside["value"] == beside["difference"]).all()
+        len(beside) == 2 * 18 and set(beside["world"]) == {"smoke"} and (beside["value"] == beside["difference"]).all()
     )
     measures = pd.read_csv(folder / "other_worlds_measures.csv")
     assert {"context_pull", "near_duplicates_iid"} <= set(measures["measure"])
